@@ -1,0 +1,126 @@
+"""Reading a recipe: YAML, then dotted overrides, then one line for every problem found."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from sparse_mlp_ds import recipe as sections
+from sparse_mlp_ds.errors import UserError, did_you_mean
+from sparse_mlp_ds.models.spec import ModelSpec
+from sparse_mlp_ds.recipe import Recipe
+
+RECIPES = Path(__file__).parent / "recipes"
+DEFAULT_RECIPE = "digits"
+_STAGE_KINDS = {"pretrain": sections.Pretrain, "finetune": sections.Finetune, "evaluate": sections.Evaluate}
+
+
+def recipe_path(name_or_path: str) -> Path:
+    """Return the file of a shipped recipe's name, or the path itself. Raises UserError with the nearest name."""
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    shipped = [p.stem for p in RECIPES.glob("*.yaml")]
+    if name_or_path not in shipped:
+        raise UserError(f"--recipe {name_or_path}: no such recipe; {did_you_mean(name_or_path, shipped)}")
+    return RECIPES / f"{name_or_path}.yaml"
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a shipped recipe by name, or any by path, and apply `dotted.key=value` overrides.
+
+    Raises UserError with one line per problem, each naming the file (or the override), the key and the fix.
+    """
+    path = recipe_path(name_or_path)
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"--recipe {path}: {error.strerror}; give a recipe's path or a shipped name") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML, fix it: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections; start from a copy of the recipe 'digits'")
+    overridden = [_apply(tree, override) for override in overrides]
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(e, path, overridden) for e in error.errors())) from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> str:
+    """Set one `dotted.key=value` in the tree, list items by number, and return the key."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override}: write it as dotted.key=value, for example --set train.seed=1")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: the value is not valid YAML; quote it") from None
+    *parents, last = key.split(".")
+    node: Any = tree
+    for part in parents:
+        if isinstance(node, dict) and node.get(part) is None:
+            node[part] = {}
+        node = _child(node, part, override)
+    if isinstance(node, list):
+        _child(node, last, override)
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise UserError(f"--set {override}: '{parents[-1]}' holds a value, not a section; remove '.{last}'")
+    return key
+
+
+def _child(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, list):
+        if not part.isdigit() or int(part) >= len(node):
+            raise UserError(f"--set {override}: '{part}' is not an item of that list; items are 0 to {len(node) - 1}")
+        return node[int(part)]
+    if isinstance(node, dict):
+        return node[part]
+    raise UserError(f"--set {override}: the key goes deeper than the recipe; remove '.{part}' and what follows")
+
+
+def _explain(error: dict[str, Any], path: Path, overridden: Sequence[str]) -> str:
+    """Return one line for one of pydantic's errors."""
+    # The union of stage kinds adds its tag to the location; the user never wrote it as a key.
+    loc = [str(p) for i, p in enumerate(error["loc"]) if not (i == 2 and error["loc"][0] == "stages")]
+    key = ".".join(loc)
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        where = f" in {'.'.join(loc[:-1])}" if loc[:-1] else ""
+        message = f"unknown key{where}; {did_you_mean(loc[-1], _valid_keys(error['loc'][:-1]))}"
+    elif error["type"] == "missing":
+        message = "required, but not given; add it"
+    elif error["type"] == "union_tag_invalid":
+        message = f"unknown kind '{error['ctx']['tag']}'; {did_you_mean(error['ctx']['tag'], _STAGE_KINDS)}"
+    elif error["type"] == "union_tag_not_found":
+        message = f"kind is missing; {did_you_mean('', _STAGE_KINDS)}"
+    elif error["type"] != "value_error":
+        given = repr(error["input"])
+        message = f"{message}, not {given if len(given) < 60 else 'what is given'}"
+    if any(key == o or o.startswith(key + ".") or key.startswith(o + ".") for o in overridden):
+        return f"--set {key}: {message}"
+    return f"{path}: {key}: {message}" if key else f"{path}: {message}"
+
+
+def _valid_keys(loc: Sequence[int | str]) -> list[str]:
+    """Return the keys that the section at `loc` may hold."""
+    model: type[BaseModel] = Recipe
+    for part in loc:
+        if part == "model" and model is Recipe:
+            model = ModelSpec
+        elif part in _STAGE_KINDS and model is Recipe:
+            model = _STAGE_KINDS[part]
+        elif part in model.model_fields:
+            model = _section_of(model.model_fields[part].annotation) or model
+    return [*model.model_fields, "name"] if model is ModelSpec else list(model.model_fields)
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the section class inside an annotation such as `tuple[View, View]` or `Blur | None`."""
+    candidates = (annotation, *get_args(annotation))
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)

@@ -1,0 +1,167 @@
+"""The DeepSpeed JSON, checked strictly before any process group exists, and the batch arithmetic that joins it to a recipe.
+
+DeepSpeed itself accepts unknown top-level keys in silence (a misspelt `gradient_cliping` trains with the default of 1.0)
+and finds other mistakes only after every rank has started.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparse_mlp_ds.errors import UserError, did_you_mean
+
+ACCEPTED = {
+    "bf16",
+    "comms_logger",
+    "communication_data_type",
+    "dump_state",
+    "flops_profiler",
+    "fp16",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "gradient_predivide_factor",
+    "prescale_gradients",
+    "seq_parallel_communication_data_type",
+    "steps_per_print",
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "wall_clock_breakdown",
+    "zero_optimization",
+}
+OWNED_BY_RECIPE = {
+    "optimizer": "stages.<stage>.optimizer",
+    "scheduler": "stages.<stage>.optimizer",
+    "wandb": "log.wandb",
+    "tensorboard": "log.tensorboard",
+    "csv_monitor": "log",
+}
+BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images per optimizer step: total = micro x accumulation x world."""
+
+    total: int
+    micro: int
+    """Images per rank and forward pass."""
+    accumulation: int
+
+
+def load(path: str | None) -> dict[str, Any]:
+    """Read and check a DeepSpeed JSON. Raises UserError with one line per problem."""
+    if path is None:
+        raise UserError("--ds_config is missing; give a DeepSpeed JSON, for example --ds_config ds_configs/moe.json")
+    try:
+        config = json.loads(Path(path).read_text(), object_pairs_hook=_no_duplicates)
+    except OSError as error:
+        raise UserError(f"--ds_config {path}: {error.strerror}; the default is ds_configs/moe.json")
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON: {error}; fix it, `python -m json.tool {path}` shows the place")
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: expected a JSON object; start from ds_configs/moe.json")
+    problems = [*_unknown_keys(config), *_zero(config), *_scalars(config), *_nested_sections(config)]
+    if problems:
+        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
+    return config
+
+
+def batch(config: dict[str, Any], path: str, recipe_file: str, stage: str, total: int, world: int) -> Batch:
+    """Derive one stage's batch from the recipe's `batch_size` and whatever the JSON fixes.
+
+    world: number of ranks. Raises UserError naming both files where they conflict or do not multiply out.
+    """
+    given = {key: config.get(key) for key in BATCH_KEYS}
+    owner = f"{recipe_file}: stages.{stage}.batch_size {total}"
+    if given["train_batch_size"] not in (None, total):
+        raise UserError(
+            f"{owner} conflicts with train_batch_size {given['train_batch_size']} in {path}; "
+            "remove train_batch_size there, the recipe owns the batch size"
+        )
+    micro, accumulation = given["train_micro_batch_size_per_gpu"], given["gradient_accumulation_steps"]
+    if micro is None:
+        accumulation = accumulation or 1
+        micro = total // (world * accumulation)
+    elif accumulation is None:
+        accumulation = max(total // (world * micro), 1)
+    if micro * accumulation * world != total or micro == 0:
+        nearest = max(round(total / (world * accumulation)), 1) * world * accumulation
+        fixed = [f"{key} {value}" for key, value in given.items() if value and key != "train_batch_size"]
+        suffix = f" with {' and '.join(fixed)} from {path}" if fixed else f" ({path} fixes no batch size)"
+        if given["train_micro_batch_size_per_gpu"]:
+            nearest = max(round(total / (world * micro)), 1) * world * micro
+        raise UserError(f"{owner} does not divide over {world} ranks{suffix}; the nearest that does is {nearest}")
+    return Batch(total, micro, accumulation)
+
+
+def _unknown_keys(config: dict[str, Any]) -> list[str]:
+    problems = []
+    for key in config:
+        if key in OWNED_BY_RECIPE:
+            problems.append(f"{key}: belongs to the recipe; remove it here and set {OWNED_BY_RECIPE[key]} there")
+        elif key == "use_data_before_expert_parallelism":
+            problems.append(f"{key}: not supported, experts live on consecutive ranks; remove it")
+        elif key not in ACCEPTED:
+            problems.append(f"{key}: unknown key; {did_you_mean(key, ACCEPTED)}")
+    return problems
+
+
+def _zero(config: dict[str, Any]) -> list[str]:
+    zero = config.get("zero_optimization")
+    if zero is not None and not isinstance(zero, dict):
+        return ['zero_optimization: expected an object such as {"stage": 1}']
+    stage = (zero or {}).get("stage", 0)
+    if stage == 3:
+        return [
+            "zero_optimization.stage: 3 does not work with experts (DeepSpeed refuses its native MoE there); "
+            "set 2, which partitions optimizer state and gradients"
+        ]
+    return [] if stage in (0, 1, 2) else [f"zero_optimization.stage: expected 0, 1 or 2, not {stage!r}"]
+
+
+def _scalars(config: dict[str, Any]) -> list[str]:
+    problems = []
+    for key in BATCH_KEYS:
+        value = config.get(key)
+        if key in config and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            problems.append(f"{key}: expected a positive integer, not {value!r}; fix it or remove it, it is derived")
+    clip = config.get("gradient_clipping")
+    if clip is None:
+        problems.append("gradient_clipping: must be given (DeepSpeed would clip at 1.0); set 1.0, or 0.0 for none")
+    elif not isinstance(clip, (int, float)) or isinstance(clip, bool) or clip < 0:
+        problems.append(f"gradient_clipping: expected a number >= 0, not {clip!r}")
+    return problems
+
+
+def _nested_sections(config: dict[str, Any]) -> list[str]:
+    """Check `zero_optimization`, `bf16` and `fp16` with DeepSpeed's own schemas, which do reject unknown keys."""
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    problems = []
+    schemas = {"zero_optimization": DeepSpeedZeroConfig, "bf16": DeepSpeedBF16Config, "fp16": DeepSpeedFP16Config}
+    for section, schema in schemas.items():
+        if not isinstance(config.get(section), dict):
+            if section in config and section != "zero_optimization":
+                problems.append(f'{section}: expected an object such as {{"enabled": true}}')
+            continue
+        try:
+            schema.model_validate(config[section])
+        except ValidationError as error:
+            for e in error.errors():
+                key = ".".join(map(str, e["loc"]))
+                names = [f.alias or n for n, f in schema.model_fields.items()]
+                unknown = e["type"] == "extra_forbidden"
+                message = f"unknown key; {did_you_mean(key, names)}" if unknown else f"{e['msg']}, not {e['input']!r}"
+                problems.append(f"{section}.{key}: {message}")
+    return problems
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    repeated = {key for key in keys if keys.count(key) > 1}
+    if repeated:
+        raise ValueError(f"key {sorted(repeated)[0]!r} is given twice")
+    return dict(pairs)

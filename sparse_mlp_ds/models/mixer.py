@@ -1,0 +1,67 @@
+"""MLP-Mixer (Tolstikhin et al., 2021): patches, blocks that mix tokens and then channels, mean pool, linear head."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from sparse_mlp_ds.models.layers import DropPath, Mlp, PatchEmbed, Reports
+
+
+class MixerBlock(nn.Module):
+    """y1 = x + t(MLP_S(t(norm x))); y = y1 + MLP_C(norm y1), t swaps the patch and channel axes (Sparse-MLP 2.2)."""
+
+    def __init__(self, tokens: int, width: int, token_hidden: int, channel_hidden: int, drop_path: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.mlp_tokens = Mlp(tokens, token_hidden)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp_channels = Mlp(width, channel_hidden)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, keys: Tensor | None) -> tuple[Tensor, Reports]:
+        """x: [B, S, C] -> the same shape."""
+        x = x + self.drop_path(self.mlp_tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2), keys)
+        x = x + self.drop_path(self.mlp_channels(self.norm2(x)), keys)
+        return x, {}
+
+
+class PatchMixer(nn.Module):
+    """An isotropic model over patches: whatever blocks it is given, between a patch projection and a linear head.
+
+    MLP-Mixer with `MixerBlock`s, Sparse-MLP when the last ones are `SparseBlock`s.
+    """
+
+    def __init__(self, patch_size: int, width: int, blocks: Sequence[nn.Module], classes: int = 0):
+        """classes: outputs of the head; 0 builds none."""
+        super().__init__()
+        self.width = width
+        self.patch_embed = PatchEmbed(patch_size, width)
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(width)
+        self.reset_head(classes)
+
+    def reset_head(self, classes: int) -> None:
+        """Replace the head by a fresh one of zeros (MLP-Mixer's initialisation), or by none."""
+        self.head = nn.Linear(self.width, classes) if classes else nn.Identity()
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward_features(self, images: Tensor, keys: Tensor | None = None) -> tuple[Tensor, Reports]:
+        """Return pooled features [B, C] and the MoE layers' reports.
+
+        images: [B, 3, H, W], normalised. keys: [B] sample keys in training, None for a deterministic pass.
+        """
+        x, reports = self.patch_embed(images), {}
+        for index, block in enumerate(self.blocks):
+            x, block_reports = block(x, keys)
+            reports |= {f"{index}.{name}": report for name, report in block_reports.items()}
+        return self.norm(x).mean(dim=1), reports
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Return logits [B, classes] from features [B, C]."""
+        return self.head(features)
+
+    def forward(self, images: Tensor, keys: Tensor | None = None) -> tuple[Tensor, Reports]:
+        """Return logits [B, classes] and the MoE layers' reports."""
+        features, reports = self.forward_features(images, keys)
+        return self.forward_head(features), reports

@@ -1,0 +1,58 @@
+"""The sparse block of Sparse-MLP (Lou et al., arXiv 2109.02008, 2.2 and figure 1)."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from sparse_mlp_ds.models.layers import DropPath, Mlp, Rerepresent, Reports
+from sparse_mlp_ds.models.spec import MoESpec
+
+MakeMoE = Callable[[str, int, MoESpec], nn.Module]
+"""(mixing type, item length, experts) -> an MoE layer: `moe_s` or `moe_c`."""
+
+
+class SparseBlock(nn.Module):
+    """z = R1(x); u = z + t(MoE_S(t(norm z))); v = u + MoE_C(norm u); y = R2(v).
+
+    MoE_S is routed channels and mixes tokens, MoE_C is routed patches and mixes channels. The skips start after R1 and
+    end before R2, so the re-represent layers are a bottleneck of the main path (figure 1 of the paper).
+    """
+
+    def __init__(
+        self,
+        tokens: tuple[int, int],
+        width: tuple[int, int],
+        moe_s: MoESpec,
+        moe_c: MoESpec,
+        make_moe: MakeMoE,
+        drop_path: float,
+    ):
+        """tokens: (S, S1). width: (C, C1). make_moe: builds an MoE layer, on one process or spread over ranks."""
+        super().__init__()
+        self.rerepresent1 = Rerepresent(tokens, width, tokens_first=True)
+        self.norm1 = nn.LayerNorm(width[1])
+        self.moe_s = _mixing("moe_s", tokens[1], moe_s, make_moe)
+        self.norm2 = nn.LayerNorm(width[1])
+        self.moe_c = _mixing("moe_c", width[1], moe_c, make_moe)
+        self.rerepresent2 = Rerepresent(tokens[::-1], width[::-1], tokens_first=False)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, keys: Tensor | None) -> tuple[Tensor, Reports]:
+        """x: [B, S, C] -> the same shape, and the reports of the block's MoE layers."""
+        reports: Reports = {}
+        x = self.rerepresent1(x)  # [B, S1, C1]
+        y = self._mix("moe_s", self.norm1(x).transpose(1, 2), keys, reports).transpose(1, 2)
+        x = x + self.drop_path(y, keys)
+        x = x + self.drop_path(self._mix("moe_c", self.norm2(x), keys, reports), keys)
+        return self.rerepresent2(x), reports
+
+    def _mix(self, name: str, x: Tensor, keys: Tensor | None, reports: Reports) -> Tensor:
+        layer = getattr(self, name)
+        if isinstance(layer, Mlp):
+            return layer(x)
+        y, reports[name] = layer(x, keys)
+        return y
+
+
+def _mixing(name: str, dim: int, spec: MoESpec, make_moe: MakeMoE) -> nn.Module:
+    return make_moe(name, dim, spec) if spec.experts else Mlp(dim, spec.hidden)

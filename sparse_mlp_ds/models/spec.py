@@ -1,0 +1,71 @@
+"""What a model is, as data: the fields that a recipe's `model:` section may override."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Spec(BaseModel):
+    """A frozen section whose unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MoESpec(Spec):
+    """The experts of one mixing type."""
+
+    experts: int = Field(ge=0)
+    """Number of experts N; 0 means one dense MLP in their place (Sparse-S has that in MoE_C)."""
+    top_k: int = Field(default=1, ge=1)
+    """Experts per item, K."""
+    hidden: int = Field(ge=1)
+    """Hidden width of one expert: D_S' or D_C'."""
+
+    @model_validator(mode="after")
+    def _enough_experts(self):
+        if self.experts and self.top_k > self.experts:
+            raise ValueError(f"top_k {self.top_k} exceeds experts {self.experts}; lower top_k or add experts")
+        return self
+
+
+class ModelSpec(Spec):
+    """An MLP-Mixer, or with `sparse_blocks` > 0 a Sparse-MLP: dense blocks first, sparse blocks last."""
+
+    family: Literal["mixer", "sparse_mlp"]
+    image_size: int = Field(ge=1)
+    """Side of the square input, pixels."""
+    patch_size: int = Field(ge=1)
+    """Side of a patch, pixels."""
+    width: int = Field(ge=1)
+    """Channels C."""
+    token_hidden: int = Field(ge=1)
+    """Hidden width D_S of the dense blocks' token-mixing MLP."""
+    channel_hidden: int = Field(ge=1)
+    """Hidden width D_C of the dense blocks' channel-mixing MLP."""
+    dense_blocks: int = Field(ge=0)
+    """L1."""
+    sparse_blocks: int = Field(default=0, ge=0)
+    """L2."""
+    sparse_tokens: int = Field(default=0, ge=0)
+    """Patches S1 inside a sparse block."""
+    sparse_width: int = Field(default=0, ge=0)
+    """Channels C1 inside a sparse block."""
+    moe_s: MoESpec | None = None
+    """Experts that mix tokens; they are routed channels (items of length S1)."""
+    moe_c: MoESpec | None = None
+    """Experts that mix channels; they are routed patches (items of length C1)."""
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    """Stochastic depth of the last block; it grows linearly from 0 at the first."""
+
+    @property
+    def tokens(self) -> int:
+        """Patches S of one image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.image_size % self.patch_size:
+            raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
+        if self.sparse_blocks and not (self.moe_s and self.moe_c and self.sparse_tokens and self.sparse_width):
+            raise ValueError("sparse_blocks need moe_s, moe_c, sparse_tokens and sparse_width")
+        return self

@@ -1,0 +1,38 @@
+"""Balance losses of Sparse-MLP (2.2, taken over from V-MoE): pure functions, averaged over routing groups.
+
+They are computed on variances: the derivative of a standard deviation is infinite at perfect balance.
+"""
+
+import torch
+from torch import Tensor
+
+from sparse_mlp_ds.moe.routes import Choices
+
+
+def importance_loss(choices: Choices, groups: int) -> Tensor:
+    """L_imp = (std(Imp) / mean(Imp))^2 with Imp_e = sum over items of softmax(W x)_e, noise-free. Returns a scalar."""
+    probabilities = choices.logits.softmax(dim=-1)
+    return _squared_variation(_by_group(probabilities, groups).sum(dim=1))
+
+
+def load_loss(choices: Choices, groups: int, noise_std: float) -> Tensor:
+    """L_load = (std(Load) / mean(Load))^2 with Load_e = sum over items of P(expert e stays among the K chosen).
+
+    P = 1 - Phi((threshold - (W x)_e) / noise_std) where the threshold is the K-th largest *noisy* logit and only the
+    noise of expert e is drawn again (V-MoE, A.2). Needs noise: a deterministic gate has no such probability.
+    """
+    k = choices.expert.shape[1]
+    threshold = choices.noisy_logits.topk(k, dim=-1).values[:, -1:]  # [N, 1]
+    stays = torch.special.ndtr((choices.logits - threshold) / noise_std)  # [N, E]
+    return _squared_variation(_by_group(stays, groups).sum(dim=1))
+
+
+def _by_group(x: Tensor, groups: int) -> Tensor:
+    return x.view(groups, -1, x.shape[-1])  # [N, E] -> [G, N/G, E]
+
+
+def _squared_variation(x: Tensor) -> Tensor:
+    """Mean over groups of var(x) / mean(x)^2, x: [G, E], population variance."""
+    mean = x.mean(dim=-1)
+    variance = x.var(dim=-1, unbiased=False)
+    return (variance / mean.square().clamp_min(torch.finfo(x.dtype).tiny)).mean()

@@ -1,0 +1,47 @@
+"""How well the experts are used: small tensors that are summed over steps and ranks, and the figures read from them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparse_mlp_ds.moe.routes import Choices, Routes
+
+
+@dataclass(frozen=True)
+class MoEReport:
+    """What one MoE layer says about one forward pass."""
+
+    balance: Tensor
+    """Scalar: lambda (L_imp + L_load) / 2, to be added to the objective; 0 without keys."""
+    sums: Tensor
+    """[E + 3] float32: choices per expert, then choices made, choices dropped, summed entropy of the items' gates."""
+
+
+def measure(choices: Choices, routes: Routes) -> Tensor:
+    """Return the sums of `MoEReport` for one forward pass."""
+    n, k = choices.expert.shape
+    experts = choices.logits.shape[1]
+    with torch.no_grad():
+        asked = torch.bincount(choices.expert.flatten(), minlength=experts)
+        log_p = choices.logits.log_softmax(dim=-1)
+        entropy = -(log_p.exp() * log_p).sum()
+        made = torch.full((1,), float(n * k), device=asked.device)
+        return torch.cat([asked.float(), made, made - routes.counts.sum(), entropy.view(1)])
+
+
+def read(sums: Tensor, top_k: int) -> dict[str, float]:
+    """Return the figures of one layer from sums over any number of passes.
+
+    load_cv: standard deviation over mean of the choices per expert, 0 is even. dropped: share of choices that got no
+    place. dead: experts nobody chose. entropy: mean gate entropy over log E, 1 is undecided.
+    """
+    asked, (made, dropped, entropy) = sums[:-3], sums[-3:].tolist()
+    experts = len(asked)
+    items = max(made / top_k, 1)
+    return {
+        "load_cv": float(asked.std(unbiased=False) / asked.mean().clamp_min(1e-9)),
+        "dropped": dropped / max(made, 1),
+        "dead": int((asked == 0).sum()),
+        "entropy": entropy / items / torch.tensor(float(max(experts, 2))).log().item(),
+    }

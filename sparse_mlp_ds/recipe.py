@@ -1,0 +1,243 @@
+"""The recipe as typed sections; `config.load_recipe` reads one.
+
+The recipe owns model, routing, data, objective, optimizer values, schedule and logging; `ds_config` owns ZeRO, precision,
+clipping and communication.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from sparse_mlp_ds.errors import did_you_mean
+from sparse_mlp_ds.models import registry
+from sparse_mlp_ds.models.spec import ModelSpec
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A frozen part of the recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Data(Section):
+    """Where the images are."""
+
+    train: Path
+    """Folder of WebDataset tars with an index.json, for every training stage."""
+    val: Path
+    """The same, held out."""
+    classes: PositiveInt
+    """Number of classes; labels are 0 .. classes - 1."""
+    embedded: Literal["digits"] | None = None
+    """An embedded data set, written into the parent of `train` and `val` when they do not exist."""
+    workers: NonNegativeInt = 4
+    """Loader processes per rank; 0 decodes in the training process."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Channel means subtracted from images in [0, 1]; the default is ImageNet's."""
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    """Channel standard deviations."""
+
+
+class MoE(Section):
+    """How items are routed and where experts live; how many there are belongs to the model."""
+
+    ep_size: PositiveInt | Literal["auto"] = "auto"
+    """Ranks that share one full set of experts; `auto` takes the largest that divides experts and ranks."""
+    group_images: PositiveInt = 8
+    """Images per routing group: capacity and balance are counted inside it."""
+    capacity_factor_s: PositiveFloat | None = 1.05
+    """Slots per expert over the even share in MoE_S, in training; null drops nothing."""
+    capacity_factor_c: PositiveFloat | None = 1.05
+    """The same in MoE_C."""
+    priority: Literal["position", "importance"] = "position"
+    """Who is served first when an expert is full."""
+    noise: NonNegativeFloat = 1.0
+    """Gate noise in units of the paper's standard deviation 1/N."""
+    balance_weight: NonNegativeFloat = 0.01
+    """lambda of the importance and load losses."""
+
+
+class Jitter(Section):
+    """Colour jitter: factors drawn from 1 +- strength, hue shift from +- hue turns."""
+
+    p: Probability = 0.8
+    brightness: NonNegativeFloat = 0.4
+    contrast: NonNegativeFloat = 0.4
+    saturation: NonNegativeFloat = 0.2
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+
+
+class Blur(Section):
+    """Gaussian blur."""
+
+    p: Probability
+    sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
+    """Range of the standard deviation, pixels."""
+
+
+class View(Section):
+    """How one augmented view is drawn from an image; every operation is optional."""
+
+    crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)
+    """Range of the crop's area over the image's."""
+    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
+    """Range of the crop's width over height, drawn on a logarithmic scale."""
+    flip: Probability = 0.5
+    """Probability of a horizontal flip."""
+    jitter: Jitter | None = None
+    grayscale: Probability = 0.0
+    blur: Blur | None = None
+    solarize: Probability = 0.0
+    """Probability of inverting the pixels above one half."""
+
+
+class Optimizer(Section):
+    """The update rule and its schedule: linear warm-up, then half a cosine to zero."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    base_lr: PositiveFloat
+    """Peak learning rate per 256 images: the rate used is base_lr x batch_size / 256."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Not applied to vectors (biases, norms)."""
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    momentum: Probability = 0.9
+    """Of sgd."""
+    warmup_epochs: NonNegativeFloat = 0.0
+
+
+class TrainingStage(Section):
+    """What pretraining and fine-tuning have in common."""
+
+    epochs: PositiveFloat
+    batch_size: PositiveInt
+    """Images per optimizer step over all ranks."""
+    optimizer: Optimizer
+
+
+class Pretrain(TrainingStage):
+    """MoCo v3 (Chen, Xie and He, 2021): contrastive learning without labels."""
+
+    kind: Literal["pretrain"]
+    views: tuple[View, View]
+    temperature: PositiveFloat = 0.2
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Of the momentum encoder at the start; rises to 1 by half a cosine."""
+    hidden: PositiveInt = 4096
+    """Width of the projector's and predictor's hidden layers."""
+    dim: PositiveInt = 256
+    """Length of the contrasted vectors."""
+    freeze_patch: bool = True
+    """Keep the random patch projection as it is, which steadies training (MoCo v3, 4.2)."""
+    knn_k: PositiveInt = 20
+    """Neighbours of the k-NN monitor, measured before and after the stage."""
+
+
+class Finetune(TrainingStage):
+    """Supervised training of all weights with a fresh head, from the stage before it or from scratch."""
+
+    kind: Literal["finetune"]
+    view: View
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    init: Literal["previous", "scratch"] = "previous"
+    """Where the backbone's weights come from."""
+
+
+class Evaluate(Section):
+    """Exact top-1 and top-5 on the held-out images, with the weights of the stage before it."""
+
+    kind: Literal["evaluate"]
+    batch_size: PositiveInt = 256
+
+
+Stage = Annotated[Pretrain | Finetune | Evaluate, Field(discriminator="kind")]
+
+
+class Train(Section):
+    """What holds for every training stage."""
+
+    seed: NonNegativeInt = 0
+    """Seeds weights, data order, augmentation and gate noise."""
+    max_steps: PositiveInt | None = None
+    """End every training stage after this many optimizer steps; its schedule stays that of the full stage."""
+    timeout_seconds: PositiveFloat = 600
+    """How long a rank waits for the others in a collective before the run fails."""
+
+
+class Checkpoint(Section):
+    """When training saves itself."""
+
+    every_steps: PositiveInt = 500
+    keep: PositiveInt = 2
+    """Newest checkpoints kept within a stage; the last one of each stage always stays."""
+
+
+class Wandb(Section):
+    """Weights & Biases; it reads the run's metrics.jsonl in a process of its own and cannot hold up training."""
+
+    mode: Literal["disabled", "offline", "online"] = "disabled"
+    project: str = "sparse_mlp_ds"
+    entity: str | None = None
+
+
+class Log(Section):
+    """What is written down."""
+
+    every_steps: PositiveInt = 10
+    tensorboard: bool = True
+    wandb: Wandb = Wandb()
+
+
+class Recipe(Section):
+    """A run: stages in order, each starting from the weights of the one before it."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    """Names the default run folder, runs/<name>."""
+    data: Data
+    model: dict[str, Any]
+    """`name`: a registered model; every other key overrides a field of its spec."""
+    moe: MoE = MoE()
+    stages: Annotated[dict[str, Stage], Field(min_length=1)]
+    train: Train = Train()
+    checkpoint: Checkpoint = Checkpoint()
+    log: Log = Log()
+
+    @field_validator("model")
+    @classmethod
+    def _resolve_model(cls, value: dict[str, Any]) -> dict[str, Any]:
+        model_spec(value)
+        return value
+
+    @model_validator(mode="after")
+    def _first_stage_trains(self):
+        if isinstance(next(iter(self.stages.values())), Evaluate):
+            raise ValueError("the first stage is an evaluate stage, which has no weights; put a training stage first")
+        return self
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model, with the recipe's overrides applied."""
+        return model_spec(self.model)
+
+
+def model_spec(section: dict[str, Any]) -> ModelSpec:
+    """Apply a recipe's `model:` section to the preset it names. Raises ValueError."""
+    if section.get("name") not in registry.PRESETS:
+        raise ValueError(f"name: no model '{section.get('name')}'; {did_you_mean(str(section.get('name')), registry.PRESETS)}")
+    fields = registry.PRESETS[section["name"]].model_dump()
+    for key, value in section.items():
+        if key != "name":
+            fields[key] = {**fields[key], **value} if isinstance(value, dict) and fields.get(key) else value
+    return ModelSpec.model_validate(fields)
