@@ -5,13 +5,18 @@ Rank and world come from the environment that `deepspeed` and `torchrun` set; wi
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
+
+from sparse_mlp_ds.errors import ReportedError, UserError
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -73,18 +78,42 @@ def all_gather(tensor: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def mean(tensor: Tensor) -> Tensor:
+    """Return `tensor` averaged over all ranks; gradients flow back to every rank's part."""
+    if not torch_dist.is_initialized() or torch_dist.get_world_size() == 1:
+        return tensor
+    return _AllReduce.apply(tensor) / torch_dist.get_world_size()
+
+
+def exchange(rows: Tensor, sends: list[int], receives: list[int], group: torch_dist.ProcessGroup) -> Tensor:
+    """All-to-all of rows [n, D] with exact counts; gradients travel the other way.
+
+    The first sends[0] rows go to the group's rank 0, the next sends[1] to rank 1, ...; receives[r] rows come from rank r,
+    in rank order. Any count may be 0.
+    """
+    return _AllToAll.apply(rows, sends, receives, group)
+
+
 def barrier() -> None:
     """Wait for every rank."""
     if torch_dist.is_initialized():
         torch_dist.barrier()
 
 
-def from_rank_zero(value: object) -> object:
-    """Return rank 0's `value` (small, picklable) on every rank."""
+def on_rank_zero(function: Callable[[], T]) -> T:
+    """Run `function` on rank 0 alone and return its (small, picklable) result, or raise its UserError, on every rank."""
     if not torch_dist.is_initialized():
-        return value
-    box = [value]
+        return function()
+    box: list[object] = [None]
+    if rank() == 0:
+        try:
+            box = [function()]
+        except UserError as error:
+            torch_dist.broadcast_object_list([ReportedError(str(error))], src=0)
+            raise
     torch_dist.broadcast_object_list(box, src=0)
+    if isinstance(box[0], ReportedError):
+        raise box[0]
     return box[0]
 
 
@@ -92,3 +121,29 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+class _AllReduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor):
+        total = tensor.clone()
+        torch_dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _AllReduce.forward(ctx, gradient.contiguous())
+
+
+class _AllToAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows, sends, receives, group):
+        ctx.route = (sends, receives, group)
+        result = rows.new_empty(sum(receives), *rows.shape[1:])
+        torch_dist.all_to_all_single(result, rows.contiguous(), receives, sends, group=group)
+        return result
+
+    @staticmethod
+    def backward(ctx, gradient):
+        sends, receives, group = ctx.route
+        return _AllToAll.forward(ctx, gradient, receives, sends, group), None, None, None

@@ -12,6 +12,10 @@ class UserError(Exception):
     """
 
 
+class ReportedError(UserError):
+    """A UserError of rank 0, as the other ranks see it: they end too, but leave the printing to rank 0."""
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """Return `did you mean 'x'?` for the nearest of `valid`, else the list of what is valid."""
     valid = sorted(valid)

@@ -34,14 +34,20 @@ def sample_keys(seed: int, numbers: Tensor, stream: str) -> Tensor:
 
 def uniform(keys: Tensor, stream: int, n: int) -> Tensor:
     """Return [B, N] float32 in [0, 1), from keys [B] and the number of one stream."""
-    counters = torch.arange(1, n + 1, device=keys.device) * _GAMMA
-    bits = _mix(_mix(keys ^ stream)[:, None] + counters)
-    return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
+    return _shift_right(_bits(keys, stream, n), 40).to(torch.float32) * 2.0**-24
 
 
 def normal(keys: Tensor, stream: int, n: int) -> Tensor:
     """Return [B, N] float32 standard normal draws, by the inverse of the normal distribution function."""
-    return torch.special.ndtri(uniform(keys, stream, n) + 2.0**-25)
+    # Half a step inside (0, 1), on a grid that float32 holds exactly: at 1 itself the inverse is infinite.
+    steps = _shift_right(_bits(keys, stream, n), 41).to(torch.float32)
+    return torch.special.ndtri((steps + 0.5) * 2.0**-23)
+
+
+def _bits(keys: Tensor, stream: int, n: int) -> Tensor:
+    """Return [B, N] int64 of 64 random bits each."""
+    counters = torch.arange(1, n + 1, device=keys.device) * _GAMMA
+    return _mix(_mix(keys ^ stream)[:, None] + counters)
 
 
 def _mix(z: Tensor) -> Tensor:

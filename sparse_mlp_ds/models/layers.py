@@ -92,17 +92,15 @@ def init_weights(model: nn.Module, seed: int) -> None:
     Every tensor is drawn from a stream of its own, keyed by (seed, its name). Names carry global expert ids, so experts
     differ from one another and do not depend on where they live, nor on what else the model holds.
     """
-    for name, module in model.named_modules():
-        for parameter_name, parameter in module.named_parameters(recurse=False):
-            full_name = f"{name}.{parameter_name}" if name else parameter_name
-            with torch.no_grad():
-                if isinstance(module, nn.LayerNorm):
-                    parameter.fill_(1.0 if parameter_name == "weight" else 0.0)
-                elif parameter.ndim == 1 or full_name == "head.weight":
-                    parameter.zero_()
-                else:
-                    generator = torch.Generator().manual_seed(rng.stream_id(f"{seed}/{full_name}"))
-                    _lecun_normal(parameter, generator)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:  # biases, and the weights of norms
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+            elif name.endswith("head.weight"):
+                parameter.zero_()
+            else:
+                generator = torch.Generator().manual_seed(rng.stream_id(f"{seed}/{name}"))
+                _lecun_normal(parameter, generator)
 
 
 def _lecun_normal(weight: Tensor, generator: torch.Generator) -> None:

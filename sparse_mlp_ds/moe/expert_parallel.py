@@ -13,8 +13,8 @@ import torch.distributed as dist
 from deepspeed.moe.layer import MoE as DeepSpeedMoE
 from deepspeed.utils import groups as deepspeed_groups
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_to_all_single
 
+from sparse_mlp_ds.dist import exchange
 from sparse_mlp_ds.moe.layer import MoELayer, Routing
 
 
@@ -68,8 +68,7 @@ class ExpertParallelMoE(MoELayer, DeepSpeedMoE):
         sent_to, arrived_from = [sum(c) for c in sent], [sum(c) for c in arrived]
 
         # 2. The rows.
-        here = rows.new_empty(sum(arrived_from), rows.shape[1])
-        here = all_to_all_single(here, rows.contiguous(), arrived_from, sent_to, group=self.group)
+        here = exchange(rows, sent_to, arrived_from, self.group)
 
         # 3. They lie by (source rank, expert); experts want them by (expert, source rank).
         order = _by_expert(arrived).to(rows.device)
@@ -78,8 +77,7 @@ class ExpertParallelMoE(MoELayer, DeepSpeedMoE):
         here = torch.empty_like(done).index_copy(0, order, done)
 
         # 4. Back where they came from; the same splits the other way round restore the order of `rows`.
-        back = rows.new_empty(rows.shape)
-        return all_to_all_single(back, here, sent_to, arrived_from, group=self.group)
+        return exchange(here, arrived_from, sent_to, self.group)
 
 
 def _by_expert(counts: list[list[int]]) -> Tensor:

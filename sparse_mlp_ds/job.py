@@ -1,0 +1,163 @@
+"""Everything a run needs to know, resolved and checked before any process group exists."""
+
+from dataclasses import dataclass
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+from sparse_mlp_ds import config, ds_config
+from sparse_mlp_ds.data import digits, index
+from sparse_mlp_ds.data.index import Index
+from sparse_mlp_ds.data.order import TrainingOrder
+from sparse_mlp_ds.ds_config import Batch
+from sparse_mlp_ds.errors import UserError
+from sparse_mlp_ds.models import registry
+from sparse_mlp_ds.recipe import Data, Pretrain, Recipe, TrainingStage
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked run."""
+
+    recipe: Recipe
+    ds_config: dict[str, Any]
+    out: Path
+    """The run folder."""
+    resume: str
+    """`auto`, `never`, or the path of a checkpoint."""
+    world: int
+    ep_sizes: dict[str, int]
+    """Ranks that share one full set of experts, by mixing type (`moe_s`, `moe_c`)."""
+    batches: dict[str, Batch]
+    """By training stage."""
+    train: Index
+    val: Index
+
+    def order(self, stage: str) -> TrainingOrder:
+        """Return a training stage's data order."""
+        return TrainingOrder(len(self.train), self.batches[stage].total, self.recipe.train.seed)
+
+    def steps(self, stage: str) -> int:
+        """Return the optimizer steps of a whole training stage; `train.max_steps` may end it earlier."""
+        return max(round(self.recipe.stages[stage].epochs * self.order(stage).steps_per_epoch), 1)
+
+
+def resolve(
+    recipe_name: str, ds_path: str | None, overrides: list[str], out: str | None, resume: str, world: int
+) -> Job:
+    """Read and check all inputs. Raises UserError with one line per problem."""
+    ds = ds_config.load(ds_path)
+    recipe = config.load_recipe(recipe_name, overrides)
+    source = str(config.recipe_path(recipe_name))
+    ep_sizes = _ep_sizes(recipe, world, source)
+    batches = {
+        name: _batch(recipe, name, stage, ds, str(ds_path), source, world)
+        for name, stage in recipe.stages.items()
+        if isinstance(stage, TrainingStage)
+    }
+    if recipe.data.embedded:
+        _make_embedded(recipe.data)
+    train, val = index.load(recipe.data.train), index.load(recipe.data.val)
+    for data in (train, val):
+        index.check_labels(data, recipe.data.classes)
+    for name, batch in batches.items():
+        if batch.total > len(train):
+            raise UserError(
+                f"{source}: stages.{name}.batch_size {batch.total} exceeds the {len(train)} images of "
+                f"{recipe.data.train}; lower it"
+            )
+    return Job(recipe, ds, Path(out or f"runs/{recipe.name}"), resume, world, ep_sizes, batches, train, val)
+
+
+def plan(job: Job) -> str:
+    """Return the resolved run as text: topology, batches, steps, and the memory that one rank's weights and state take."""
+    recipe = job.recipe
+    lines = [
+        f"recipe {recipe.name}, model {recipe.model['name']}, run folder {job.out}",
+        f"ranks {job.world}, ep_size {job.ep_sizes or 'none'}, ZeRO stage "
+        f"{job.ds_config.get('zero_optimization', {}).get('stage', 0)}",
+        f"images {len(job.train)} for training, {len(job.val)} held out, {recipe.data.classes} classes",
+    ]
+    for name, batch in job.batches.items():
+        order = job.order(name)
+        negatives = f", {batch.micro * job.world - 1} negatives per query" if _is_pretrain(recipe, name) else ""
+        lines.append(
+            f"stage {name}: {job.steps(name)} steps of {batch.total} images = {batch.micro} x {batch.accumulation} "
+            f"accumulated x {job.world} ranks, {order.left_out} images of each epoch fill no batch{negatives}"
+        )
+    return "\n".join([*lines, _memory(job)])
+
+
+def _memory(job: Job) -> str:
+    """Return one line on the bytes that weights, gradients, float32 masters and two moments take on one rank."""
+    import torch
+
+    with torch.device("meta"):
+        model = registry.build(job.recipe.spec)
+    experts = {"moe_s": 0, "moe_c": 0}
+    for name, parameter in model.named_parameters():
+        if ".experts." in name:
+            experts[next(kind for kind in experts if f".{kind}." in name)] += parameter.numel()
+    dense = sum(p.numel() for p in model.parameters()) - sum(experts.values())
+    low = any(job.ds_config.get(key, {}).get("enabled") for key in ("bf16", "fp16"))
+    weight = 2 if low else 4
+    stage = job.ds_config.get("zero_optimization", {}).get("stage", 0)
+    total = 0.0
+    for count, ep in [(dense, 1), *((experts[kind], job.ep_sizes.get(kind, 1)) for kind in experts)]:
+        replicas = job.world // ep
+        held = count / ep
+        masters = 4 * held if low or stage else 0
+        state = (masters + 8 * held) / (replicas if stage else 1)
+        gradients = weight * held / (replicas if stage == 2 else 1)
+        total += weight * held + gradients + state
+    momentum = sum(4 * n / job.ep_sizes.get(k, 1) for k, n in experts.items()) + 4 * dense
+    pretrain = any(_is_pretrain(job.recipe, name) for name in job.batches)
+    text = f"memory per rank: {total / 2**20:.1f} MiB for the backbone's weights, gradients and AdamW state"
+    return text + (f", {momentum / 2**20:.1f} MiB for the momentum net" if pretrain else "") + "; activations not counted"
+
+
+def _is_pretrain(recipe: Recipe, stage: str) -> bool:
+    return isinstance(recipe.stages[stage], Pretrain)
+
+
+def _ep_sizes(recipe: Recipe, world: int, source: str) -> dict[str, int]:
+    spec, wanted, sizes = recipe.spec, recipe.moe.ep_size, {}
+    for kind in ("moe_s", "moe_c"):
+        moe = getattr(spec, kind) if spec.sparse_blocks else None
+        if moe is None or moe.experts == 0:
+            continue
+        if wanted == "auto":
+            sizes[kind] = gcd(moe.experts, world)
+        elif moe.experts % wanted:
+            raise UserError(
+                f"{source}: moe.ep_size {wanted} does not divide the {moe.experts} experts of model.{kind}; "
+                f"set {gcd(wanted, moe.experts)}, or auto"
+            )
+        elif world % wanted:
+            raise UserError(
+                f"{source}: moe.ep_size {wanted} does not divide {world} ranks; set {gcd(wanted, world)}, or auto"
+            )
+        else:
+            sizes[kind] = wanted
+    return sizes
+
+
+def _batch(
+    recipe: Recipe, name: str, stage: TrainingStage, ds: dict[str, Any], ds_path: str, source: str, world: int
+) -> Batch:
+    batch = ds_config.batch(ds, ds_path, source, name, stage.batch_size, world)
+    group = recipe.moe.group_images
+    if recipe.spec.sparse_blocks and batch.micro % group:
+        raise UserError(
+            f"{source}: moe.group_images {group} does not divide the {batch.micro} images per rank of stages.{name} "
+            f"(batch_size {batch.total}, {world} ranks, accumulation {batch.accumulation}); "
+            f"set it to {gcd(group, batch.micro)} or change batch_size"
+        )
+    return batch
+
+
+def _make_embedded(data: Data) -> None:
+    """Write the embedded data set where the recipe expects it, unless the recipe was pointed at other shards."""
+    folder = data.train.parent
+    if (data.train, data.val) == (folder / "train", folder / "val"):
+        digits.make(folder)

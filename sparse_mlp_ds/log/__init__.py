@@ -1,0 +1,1 @@
+"""One record per log step, and where it goes: the progress line, metrics.jsonl, TensorBoard, wandb."""

@@ -1,0 +1,40 @@
+"""Projector and predictor of MoCo v3, with batch statistics over the global batch."""
+
+import torch
+from torch import Tensor, nn
+
+from sparse_mlp_ds import dist
+
+
+class GlobalBatchNorm(nn.Module):
+    """Batch norm over the batch of all ranks: [B, D] -> [B, D], differentiable through every rank's statistics.
+
+    torch's SyncBatchNorm needs a GPU. Running statistics are not kept: the heads are dropped after pretraining.
+    """
+
+    def __init__(self, dim: int, affine: bool = True, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(dim)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Every rank must bring the same number of rows."""
+        x = x.float()
+        mean = dist.mean(x.mean(dim=0))
+        centred = x - mean
+        variance = dist.mean(centred.square().mean(dim=0))
+        x = centred * (variance + self.eps).rsqrt()
+        return x if self.weight is None else x * self.weight + self.bias
+
+
+def mlp_head(layers: int, dim: int, hidden: int, out: int) -> nn.Sequential:
+    """`layers` bias-free linears, each followed by batch norm; ReLU between, no affine on the last (MoCo v3, 4.1)."""
+    modules: list[nn.Module] = []
+    for layer in range(layers):
+        last = layer == layers - 1
+        width_in, width_out = dim if layer == 0 else hidden, out if last else hidden
+        modules += [nn.Linear(width_in, width_out, bias=False), GlobalBatchNorm(width_out, affine=not last)]
+        if not last:
+            modules.append(nn.ReLU())
+    return nn.Sequential(*modules)

@@ -1,0 +1,51 @@
+"""The two networks of MoCo v3: the online net that is trained and the momentum net that follows it."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sparse_mlp_ds.models.layers import Reports
+from sparse_mlp_ds.models.mixer import PatchMixer
+from sparse_mlp_ds.ssl.heads import mlp_head
+
+
+class OnlineNet(nn.Module):
+    """Backbone, projector (3 layers) and predictor (2 layers)."""
+
+    def __init__(self, backbone: PatchMixer, hidden: int, dim: int):
+        super().__init__()
+        self.backbone = backbone
+        self.projector = mlp_head(3, backbone.width, hidden, dim)
+        self.predictor = mlp_head(2, dim, hidden, dim)
+
+    def forward(self, images: Tensor, keys: Tensor) -> tuple[Tensor, Reports]:
+        """Return queries [B, dim] and the MoE layers' reports; keys: [B] sample keys."""
+        features, reports = self.backbone.forward_features(images, keys)
+        return self.predictor(self.projector(features)), reports
+
+
+class MomentumNet(nn.Module):
+    """Backbone and projector as an exponential moving average of the online net's.
+
+    It stays outside the DeepSpeed engine and in float32: the engine would cast it to bf16, in which an average of
+    momentum 0.99 does not move. It routes without noise and adds no balance loss.
+    """
+
+    def __init__(self, backbone: PatchMixer, hidden: int, dim: int):
+        super().__init__()
+        self.backbone = backbone
+        self.projector = mlp_head(3, backbone.width, hidden, dim)
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Return keys [B, dim]."""
+        features, _ = self.backbone.forward_features(images)
+        return self.projector(features)
+
+    @torch.no_grad()
+    def follow(self, online: Mapping[str, Tensor], momentum: float) -> None:
+        """theta_k <- m theta_k + (1 - m) theta_q for every parameter; online: float32 masters by name."""
+        for name, parameter in self.named_parameters():
+            parameter.lerp_(online[name], 1 - momentum)

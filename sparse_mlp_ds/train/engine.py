@@ -1,0 +1,119 @@
+"""The DeepSpeed engine of one training stage, and what has to be said to DeepSpeed so that it trains what was meant."""
+
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as torch_dist
+from deepspeed.utils import logger as deepspeed_logger
+from deepspeed.utils import safe_get_full_fp32_param
+from torch import Tensor, nn
+
+from sparse_mlp_ds.ds_config import Batch
+from sparse_mlp_ds.models.registry import MakeMoE
+from sparse_mlp_ds.models.layers import Mlp
+from sparse_mlp_ds.models.spec import MoESpec
+from sparse_mlp_ds.moe.expert_parallel import ExpertParallelMoE
+from sparse_mlp_ds.moe.layer import Routing
+from sparse_mlp_ds.recipe import MoE, Optimizer
+from sparse_mlp_ds.train.groups import parameter_groups
+
+
+def init_deepspeed() -> None:
+    """Let DeepSpeed join the process group; its chatter is kept to warnings."""
+    deepspeed_logger.setLevel(logging.WARNING)
+    deepspeed.init_distributed(verbose=False)
+
+
+def expert_parallel(moe: MoE, ep_sizes: dict[str, int]) -> MakeMoE:
+    """Return a builder of MoE layers whose experts are spread over `ep_sizes[mixing type]` ranks."""
+
+    def make(kind: str, dim: int, spec: MoESpec) -> ExpertParallelMoE:
+        routing = Routing(
+            capacity_factor=moe.capacity_factor_s if kind == "moe_s" else moe.capacity_factor_c,
+            priority=moe.priority,
+            group_images=moe.group_images,
+            noise=moe.noise,
+            balance_weight=moe.balance_weight,
+        )
+        make_expert = lambda: Mlp(dim, spec.hidden)  # noqa: E731
+        return ExpertParallelMoE(dim, spec.experts, spec.top_k, make_expert, routing, ep_size=ep_sizes[kind])
+
+    return make
+
+
+def join_expert_groups(module: nn.Module) -> None:
+    """Give MoE layers their process groups where no engine does so (momentum net, evaluation)."""
+    for layer in module.modules():
+        if isinstance(layer, ExpertParallelMoE):
+            layer.set_deepspeed_parallelism()
+
+
+def build(module: nn.Module, optimizer: Optimizer, batch: Batch, ds_config: dict[str, Any]) -> deepspeed.DeepSpeedEngine:
+    """Wrap a stage's module for training; its learning rate is set step by step, see `set_learning_rate`."""
+    groups = parameter_groups(module, optimizer.weight_decay)
+    if optimizer.name == "adamw":
+        update = torch.optim.AdamW(groups, lr=0.0, betas=optimizer.betas)
+    else:
+        update = torch.optim.SGD(groups, lr=0.0, momentum=optimizer.momentum)
+    config = ds_config | {
+        "train_batch_size": batch.total,
+        "train_micro_batch_size_per_gpu": batch.micro,
+        "gradient_accumulation_steps": batch.accumulation,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": ds_config.get("steps_per_print"),
+    }
+    plain = zero_stage(ds_config) == 0
+    if plain:
+        config["gradient_clipping"] = ds_config["gradient_clipping"] or math.inf  # so that the norm is always taken
+    engine, *_ = deepspeed.initialize(model=module, optimizer=update, config=config)
+    if plain:
+        engine.clip_fp32_gradients = lambda: _clip_exactly(engine)
+    return engine
+
+
+def zero_stage(ds_config: dict[str, Any]) -> int:
+    """Return the ZeRO stage that a DeepSpeed JSON asks for."""
+    return ds_config.get("zero_optimization", {}).get("stage", 0)
+
+
+def set_learning_rate(engine: deepspeed.DeepSpeedEngine, rate: float) -> None:
+    """Set the rate of the coming step in every group."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+
+
+def grad_norm(engine: deepspeed.DeepSpeedEngine) -> float:
+    """Return the global gradient norm of the last step, before clipping."""
+    return float(engine.get_global_grad_norm() or 0.0)
+
+
+def masters(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
+    """Yield each parameter's name and float32 value. Collective under bf16 or fp16: call it on all ranks alike."""
+    for name, parameter in engine.module.named_parameters():
+        if parameter.dtype == torch.float32:
+            yield name, parameter.detach()
+        else:
+            full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+            yield name, parameter.detach().float() if full is None else full
+
+
+def _clip_exactly(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Clip by the true global norm without ZeRO, where DeepSpeed averages norms of ranks that hold other experts."""
+    parameters = [p for p in engine.module.parameters() if p.grad is not None]
+    dense = sum((p.grad.square().sum() for p in parameters if getattr(p, "allreduce", True)), torch.zeros(()))
+    experts = torch.zeros((), device=engine.device)
+    for layer in engine.module.modules():
+        if isinstance(layer, ExpertParallelMoE):
+            copies = torch_dist.get_world_size() // layer.ep_size  # each expert must count once
+            experts += sum(p.grad.square().sum() for p in layer.experts.parameters()) / copies
+    torch_dist.all_reduce(experts)
+    norm = (dense.to(engine.device) + experts).sqrt()
+    engine._global_grad_norm = float(norm)
+    factor = min(1.0, engine.gradient_clipping() / (float(norm) + 1e-6))
+    if factor < 1:
+        for parameter in parameters:
+            parameter.grad.mul_(factor)

@@ -1,0 +1,69 @@
+"""The fine-tuning stage: supervised training of all weights with a fresh head."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparse_mlp_ds import dist, rng
+from sparse_mlp_ds.data.augment import augment, normalize, to_unit
+from sparse_mlp_ds.data.loader import Batch
+from sparse_mlp_ds.job import Job
+from sparse_mlp_ds.models import registry
+from sparse_mlp_ds.models.layers import Reports, init_weights
+from sparse_mlp_ds.models.mixer import PatchMixer
+from sparse_mlp_ds.recipe import Finetune
+from sparse_mlp_ds.train import engine as engines
+from sparse_mlp_ds.train.evaluate import top_k_accuracy
+
+
+class Classifier(nn.Module):
+    """A model under the name `backbone`, which pretraining gives it too: weights are handed over by name."""
+
+    def __init__(self, backbone: PatchMixer):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor, keys: Tensor | None = None) -> tuple[Tensor, Reports]:
+        """Return logits [B, classes] and the MoE layers' reports."""
+        return self.backbone(images, keys)
+
+
+def build_classifier(job: Job) -> Classifier:
+    """Build a classifier with freshly drawn weights, its experts spread over the ranks."""
+    make_moe = engines.expert_parallel(job.recipe.moe, job.ep_sizes)
+    classifier = Classifier(registry.build(job.recipe.spec, job.recipe.data.classes, make_moe))
+    init_weights(classifier, job.recipe.train.seed)
+    engines.join_expert_groups(classifier)
+    return classifier.to(dist.device())
+
+
+class Finetuning:
+    """What the loop needs to know of supervised training."""
+
+    averaged: nn.Module | None = None
+
+    def __init__(self, job: Job, stage: Finetune, total_steps: int):
+        """Build the classifier; the loop loads the weights of the stage before."""
+        self.job, self.stage = job, stage
+        self.views = (stage.view,)
+        self.module: nn.Module = build_classifier(job)
+
+    def loss(self, engine, batch: Batch) -> tuple[Tensor, Reports]:
+        """Return the cross-entropy of one micro-batch and the MoE layers' reports."""
+        keys = rng.sample_keys(self.job.recipe.train.seed, batch.numbers, "finetune")
+        images = augment(to_unit(batch.images[:, 0]), self.stage.view, keys)
+        logits, reports = engine(normalize(images, self.job.recipe.data), keys)
+        return F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.stage.label_smoothing), reports
+
+    def before_step(self, engine, step: int) -> None:
+        """Nothing to do."""
+
+    def measure_start(self) -> dict[str, float]:
+        """Nothing to measure."""
+        return {}
+
+    def measure_end(self) -> dict[str, float]:
+        """Return exact top-1 and top-5 on the held-out images."""
+        job = self.job
+        forward = lambda images: self.module(images)[0].float()  # noqa: E731
+        size, batch = job.recipe.spec.image_size, 4 * self.stage.batch_size
+        return top_k_accuracy(forward, job.val, job.recipe.data, size, batch)

@@ -1,0 +1,40 @@
+"""Weights from one stage to the next: by name, all of the backbone or none."""
+
+from torch import nn
+
+from sparse_mlp_ds import dist
+from sparse_mlp_ds.errors import UserError
+from sparse_mlp_ds.log.console import say
+from sparse_mlp_ds.recipe import Evaluate, Finetune, Stage
+from sparse_mlp_ds.train import state
+from sparse_mlp_ds.train.checkpoint import Reader
+from sparse_mlp_ds.train.run_folder import RunFolder
+
+HEAD = "backbone.head."
+
+
+def load_previous(module: nn.Module, stage: Stage, folder: RunFolder) -> None:
+    """Fill `module` from the run's newest checkpoint, optimizer state aside, and say what was loaded.
+
+    A training stage may start without one (first stage, or `init: scratch`) and has a head of its own; an evaluate
+    stage takes everything. Raises UserError unless the backbone is covered completely.
+    """
+    if folder.start is None or getattr(stage, "init", "previous") == "scratch":
+        return
+    read = Reader(folder.start)
+    own = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
+    kept_fresh = HEAD if isinstance(stage, Finetune) else None
+    names = {name: f"param/{name}" for name in own if not (kept_fresh and name.startswith(kept_fresh))}
+    for name, tensor in names.items():
+        found = read.shapes.get(tensor)
+        if found != own[name] and (name.startswith("backbone.") or isinstance(stage, Evaluate)):
+            raise UserError(
+                f"{folder.start.path}: '{name}' is {'missing' if found is None else f'of shape {found}'}, the model "
+                f"needs {own[name]}; resume with the model that wrote it, or start over with --resume never"
+            )
+    loaded = {name: tensor for name, tensor in names.items() if read.shapes.get(tensor) == own[name]}
+    state.load_weights(module, loaded, read)
+    if dist.rank() == 0:
+        skipped = sum(name.startswith("param/") for name in read.shapes) - len(set(loaded.values()))
+        fresh = len(own) - len(loaded)
+        say(f"weights from {folder.start.path}: {len(loaded)} tensors loaded, {fresh} fresh, {skipped} left there")

@@ -1,0 +1,145 @@
+"""The run, top to bottom: stages in order, and the steps of a training stage."""
+
+import time
+from typing import Any
+
+from sparse_mlp_ds import dist
+from sparse_mlp_ds.data import loader
+from sparse_mlp_ds.data.order import micro_batches
+from sparse_mlp_ds.job import Job, plan
+from sparse_mlp_ds.log.console import ProgressLine, final_table, say
+from sparse_mlp_ds.log.meter import Meter
+from sparse_mlp_ds.log.sinks import open_sinks
+from sparse_mlp_ds.recipe import Evaluate, Pretrain, TrainingStage
+from sparse_mlp_ds.train import checkpoint, handover, schedule, state
+from sparse_mlp_ds.train import engine as engines
+from sparse_mlp_ds.train.evaluate import top_k_accuracy
+from sparse_mlp_ds.train.finetune import Finetuning, build_classifier
+from sparse_mlp_ds.train.pretrain import Pretraining
+from sparse_mlp_ds.train.run_folder import RunFolder
+
+
+def run(job: Job) -> None:
+    """Go through the recipe's stages, from wherever an earlier try stopped, and print what came out."""
+    engines.init_deepspeed()
+    folder = RunFolder(job)
+    if dist.rank() == 0:
+        say(plan(job))
+        if folder.start:
+            say(f"resuming from {folder.start.path}")
+    for name, stage in job.recipe.stages.items():
+        if folder.progress.is_done(name):
+            continue
+        started = time.perf_counter()
+        if isinstance(stage, Evaluate):
+            entry = {"steps": 0, "metrics": _evaluate(job, stage, folder)}
+            entry |= {"images": entry["metrics"].pop("images"), "seconds": time.perf_counter() - started}
+            folder.progress.done.append({"name": name, "kind": stage.kind, **entry})
+        else:
+            _train(job, name, stage, folder)
+        folder.write_summary()
+    if dist.rank() == 0:
+        final_table(folder.write_summary(), str(folder.path))
+
+
+def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder) -> None:
+    """Train one stage to its end, saving on the way."""
+    # ---- what is trained, and where it starts
+    total = job.steps(name)
+    last = min(total, job.recipe.train.max_steps or total)
+    batch = job.batches[name]
+    method = (Pretraining if isinstance(stage, Pretrain) else Finetuning)(job, stage, total)
+    progress = folder.progress
+    resumes = progress.stage == name
+    if not resumes:
+        handover.load_previous(method.module, stage, folder)
+    engine = engines.build(method.module, stage.optimizer, batch, job.ds_config)
+    if resumes:
+        state.restore(engine, method.averaged, checkpoint.Reader(folder.start), progress.stage_step)
+    else:
+        progress.stage, progress.stage_step, progress.seconds = name, 0, 0.0
+        progress.measured = method.measure_start()
+
+    # ---- its data, from the very sample where it stopped
+    order = job.order(name)
+    steps = range(progress.stage_step, last)
+    lists = micro_batches(order, steps, dist.rank(), dist.world_size(), batch.micro, batch.accumulation)
+    dataset = loader.ShardDataset(job.train, job.recipe.spec.image_size, method.views, job.recipe.train.seed)
+    batches = iter(loader.load(dataset, lists, job.recipe.data.workers))
+
+    # ---- its log
+    meter = Meter({kind: getattr(job.recipe.spec, kind).top_k for kind in job.ep_sizes})
+    writes = dist.rank() == 0
+    sinks = open_sinks(folder.path, job.recipe.log, job.recipe.name, progress.step) if writes else []
+    line = ProgressLine(name, progress.stage_step, total) if writes else None
+
+    # ---- its steps
+    peak = stage.optimizer.base_lr * batch.total / 256
+    warmup = round(stage.optimizer.warmup_epochs * order.steps_per_epoch)
+    started = time.perf_counter() - progress.seconds
+    first, resumed_at = time.perf_counter(), progress.stage_step
+    for step in steps:
+        rate = schedule.learning_rate(step, total, peak, warmup)
+        engines.set_learning_rate(engine, rate)
+        method.before_step(engine, step)
+        for _ in range(batch.accumulation):
+            waiting = time.perf_counter()
+            images = next(batches)
+            meter.wait(time.perf_counter() - waiting)
+            loss, reports = method.loss(engine, images.to(dist.device()))
+            engine.backward(loss + sum(report.balance for report in reports.values()))
+            engine.step()
+            meter.add(loss, reports, batch.micro)
+        progress.stage_step, progress.step = step + 1, progress.step + 1
+        progress.seconds = time.perf_counter() - started
+
+        if line:
+            line.step(step + 1)
+        if (step + 1) % job.recipe.log.every_steps == 0 or step + 1 in (resumed_at + 1, last):
+            pace = (time.perf_counter() - first) / (step + 1 - resumed_at)
+            record = {"stage": name, "step": progress.step, "epoch": (step + 1) / order.steps_per_epoch}
+            record |= meter.read() | {"lr": rate, "grad_norm": engines.grad_norm(engine)}
+            record |= {"eta_seconds": pace * (last - step - 1), "time": time.time()}
+            for sink in sinks:
+                sink.write(record)
+            if line:
+                line.show(step + 1, record)
+        if (step + 1) % job.recipe.checkpoint.every_steps == 0 and step + 1 < last:
+            _save(job, folder, engine, method)
+
+    # ---- what came out
+    metrics = progress.measured | method.measure_end()
+    metrics.pop("images", None)
+    counts = {"steps": last, "images": last * batch.total, "seconds": progress.seconds, "last_step": progress.step}
+    progress.done.append({"name": name, "kind": stage.kind, **counts, "metrics": metrics})
+    _save(job, folder, engine, method)
+    if line:
+        line.close()
+        say(f"{name} finished: " + "  ".join(f"{key} {100 * value:.2f} %" for key, value in metrics.items()))
+    for sink in sinks:
+        sink.close()
+    engine.destroy()
+
+
+def _evaluate(job: Job, stage: Evaluate, folder: RunFolder) -> dict[str, float]:
+    """Return exact top-1 and top-5 of the newest checkpoint's weights."""
+    classifier = build_classifier(job)
+    handover.load_previous(classifier, stage, folder)
+    forward = lambda images: classifier(images)[0].float()  # noqa: E731
+    return top_k_accuracy(forward, job.val, job.recipe.data, job.recipe.spec.image_size, stage.batch_size)
+
+
+def _save(job: Job, folder: RunFolder, engine: Any, method: Pretraining | Finetuning) -> None:
+    """Write a checkpoint of the engine and what stands beside it, and remove those that are no longer needed."""
+    progress = folder.progress
+    topology = {
+        "world_size": job.world,
+        "ep_sizes": job.ep_sizes,
+        "zero_stage": engines.zero_stage(job.ds_config),
+    }
+    pieces = state.pieces(engine, method.averaged)
+    path = checkpoint.save(folder.checkpoints, progress.step, pieces, vars(progress), topology)
+    folder.start = dist.on_rank_zero(lambda: checkpoint.Checkpoint(path, checkpoint.read_manifest(path)))
+    if dist.rank() == 0:
+        ends = [entry["last_step"] for entry in progress.done if "last_step" in entry]
+        checkpoint.prune(folder.checkpoints, job.recipe.checkpoint.keep, ends)

@@ -1,0 +1,128 @@
+"""The run folder: what a run writes besides checkpoints, and where it continues."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparse_mlp_ds import dist
+from sparse_mlp_ds.errors import UserError
+from sparse_mlp_ds.job import Job
+from sparse_mlp_ds.log.console import say
+from sparse_mlp_ds.train import checkpoint
+from sparse_mlp_ds.train.checkpoint import Checkpoint
+
+# What may differ between a run and its continuation: none of it changes a weight.
+FREE = ("train.max_steps", "train.timeout_seconds", "checkpoint", "log", "data.workers", "moe.ep_size")
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    stage: str | None = None
+    """The training stage that the newest checkpoint belongs to."""
+    stage_step: int = 0
+    """Optimizer steps taken in it."""
+    step: int = 0
+    """Optimizer steps taken in the whole run."""
+    seconds: float = 0.0
+    """Time spent in the stage."""
+    done: list[dict[str, Any]] = field(default_factory=list)
+    """Entries of summary.json of the finished stages."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """What the stage measured before its first step."""
+
+    def is_done(self, stage: str) -> bool:
+        """Say whether a stage is finished."""
+        return any(entry["name"] == stage for entry in self.done)
+
+
+def check(job: Job) -> None:
+    """Raise UserError if the run folder holds another run, or the checkpoint to resume is none. Reads only."""
+    if job.resume not in ("auto", "never"):
+        checkpoint.read_manifest(Path(job.resume))
+    previous = job.out / "config.yaml"
+    if job.resume == "never" or not previous.exists() or not any((job.out / "checkpoints").glob("step_*")):
+        return
+    before, now = _flat(yaml.safe_load(previous.read_text())), _flat(_tree(job))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and not key.startswith(FREE):
+            raise UserError(
+                f"{previous}: {key} was {before.get(key)!r} and is now {now.get(key)!r}; "
+                "give the new run its own --out, or start over with --resume never"
+            )
+
+
+class RunFolder:
+    """A run's folder, opened on every rank; rank 0 writes."""
+
+    def __init__(self, job: Job):
+        """Find where to continue and write the resolved configuration. Collective."""
+        self.job, self.path, self.checkpoints = job, job.out, job.out / "checkpoints"
+        self.start = dist.on_rank_zero(self._prepare)
+        self.progress = Progress(**self.start.progress) if self.start else Progress()
+
+    def _prepare(self) -> Checkpoint | None:
+        job = self.job
+        if job.resume == "never":
+            self._set_aside()
+        found = self._find_checkpoint()
+        self.path.mkdir(parents=True, exist_ok=True)
+        _write(self.path / "config.yaml", yaml.safe_dump(_tree(job), sort_keys=False))
+        _write(self.path / "ds_config.json", json.dumps(job.ds_config, indent=2))
+        return found
+
+    def write_summary(self) -> dict[str, Any]:
+        """Write and return summary.json as far as the run has come."""
+        job = self.job
+        sizes = sorted(set(job.ep_sizes.values()), reverse=True) or [1]
+        summary = {
+            "recipe": job.recipe.name,
+            "world_size": job.world,
+            "ep_size": sizes[0] if len(sizes) == 1 else job.ep_sizes,
+            "zero_stage": job.ds_config.get("zero_optimization", {}).get("stage", 0),
+            "stages": self.progress.done,
+        }
+        if dist.rank() == 0:
+            _write(self.path / "summary.json", json.dumps(summary, indent=1))
+        return summary
+
+    def _find_checkpoint(self) -> Checkpoint | None:
+        if self.job.resume not in ("auto", "never"):
+            return checkpoint.open_checkpoint(Path(self.job.resume))
+        found, passed_over = checkpoint.newest(self.checkpoints)
+        for text in passed_over:
+            say(f"WARNING: passed over {text}")
+        return found
+
+    def _set_aside(self) -> None:
+        """Move an earlier run's files to OUT/previous-N: `--resume never` starts over but deletes nothing."""
+        old = [p for p in self.path.glob("*") if not p.name.startswith("previous-")] if self.path.is_dir() else []
+        if old:
+            number = 1 + len(list(self.path.glob("previous-*")))
+            target = self.path / f"previous-{number}"
+            target.mkdir()
+            for path in old:
+                path.rename(target / path.name)
+            say(f"moved the earlier run to {target}")
+
+
+def _tree(job: Job) -> dict[str, Any]:
+    return job.recipe.model_dump(mode="json")
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {k: v for name, sub in tree.items() for k, v in _flat(sub, f"{prefix}.{name}" if prefix else name).items()}
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file whole."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text)
+    partial.replace(path)

@@ -1,0 +1,64 @@
+"""Train a recipe: `deepspeed --num_gpus 2 train.py --ds_config ds_configs/moe.json`.
+
+Parse, check, join the process group, run. Exit codes: 0 done, 2 bad configuration or input, anything else a crash.
+"""
+
+import argparse
+import sys
+import time
+
+from sparse_mlp_ds import dist
+from sparse_mlp_ds.config import DEFAULT_RECIPE
+from sparse_mlp_ds.errors import ReportedError, UserError
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Return the command line's flags; these are all there are, everything else belongs to the recipe or the JSON."""
+    parser = argparse.ArgumentParser(description="Train, fine-tune and evaluate what a recipe says.", allow_abbrev=False)
+    parser.add_argument("--recipe", default=DEFAULT_RECIPE, help="shipped recipe's name, or a YAML file")
+    parser.add_argument("--ds_config", help="DeepSpeed JSON, for example ds_configs/moe.json")
+    parser.add_argument("--out", help="run folder (default: runs/<recipe>)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key (dotted)")
+    parser.add_argument("--resume", default="auto", help="auto, never, or a checkpoint's path (default: auto)")
+    parser.add_argument("--check", action="store_true", help="resolve and validate everything, print the plan, and stop")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher gives it
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    """Run and return the exit code."""
+    args = parse(arguments)
+    from sparse_mlp_ds.job import plan, resolve
+    from sparse_mlp_ds.train import loop, run_folder
+
+    try:
+        job = resolve(args.recipe, args.ds_config, args.set, args.out, args.resume, dist.world_size())
+        run_folder.check(job)
+    except UserError as error:
+        if dist.local_rank() == 0:
+            return explain(error)
+        time.sleep(3)  # every rank of this host found the same; a launcher that sees one exit kills the rest at once
+        return 2
+    if args.check:
+        if dist.rank() == 0:
+            print(plan(job))
+        return 0
+    try:
+        with dist.process_group(job.recipe.train.timeout_seconds):
+            loop.run(job)
+        return 0
+    except ReportedError:
+        time.sleep(3)
+        return 2
+    except UserError as error:
+        return explain(error)
+
+
+def explain(error: UserError) -> int:
+    """Print what the user has to mend, one line per problem, and return the exit code."""
+    print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr, flush=True)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
