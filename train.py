@@ -6,6 +6,7 @@ Parse, check, join the process group, run. Exit codes: 0 done, 2 bad configurati
 import argparse
 import sys
 import time
+import warnings
 
 from sparse_mlp_ds import dist
 from sparse_mlp_ds.config import DEFAULT_RECIPE
@@ -14,13 +15,19 @@ from sparse_mlp_ds.errors import ReportedError, UserError
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Return the command line's flags; these are all there are, everything else belongs to the recipe or the JSON."""
-    parser = argparse.ArgumentParser(description="Train, fine-tune and evaluate what a recipe says.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description="Train, fine-tune and evaluate what a recipe says.", allow_abbrev=False
+    )
     parser.add_argument("--recipe", default=DEFAULT_RECIPE, help="shipped recipe's name, or a YAML file")
     parser.add_argument("--ds_config", help="DeepSpeed JSON, for example ds_configs/moe.json")
     parser.add_argument("--out", help="run folder (default: runs/<recipe>)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key (dotted)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key (dotted)"
+    )
     parser.add_argument("--resume", default="auto", help="auto, never, or a checkpoint's path (default: auto)")
-    parser.add_argument("--check", action="store_true", help="resolve and validate everything, print the plan, and stop")
+    parser.add_argument(
+        "--check", action="store_true", help="resolve and validate everything, print the plan, and stop"
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher gives it
     return parser.parse_args(arguments)
 
@@ -28,6 +35,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     """Run and return the exit code."""
     args = parse(arguments)
+    # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 is about to retire.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     from sparse_mlp_ds.job import plan, resolve
     from sparse_mlp_ds.train import loop, run_folder
 

@@ -113,7 +113,9 @@ def _memory(job: Job) -> str:
     momentum = sum(4 * n / job.ep_sizes.get(k, 1) for k, n in experts.items()) + 4 * dense
     pretrain = any(_is_pretrain(job.recipe, name) for name in job.batches)
     text = f"memory per rank: {total / 2**20:.1f} MiB for the backbone's weights, gradients and AdamW state"
-    return text + (f", {momentum / 2**20:.1f} MiB for the momentum net" if pretrain else "") + "; activations not counted"
+    return (
+        text + (f", {momentum / 2**20:.1f} MiB for the momentum net" if pretrain else "") + "; activations not counted"
+    )
 
 
 def _is_pretrain(recipe: Recipe, stage: str) -> bool:

@@ -235,7 +235,9 @@ class Recipe(Section):
 def model_spec(section: dict[str, Any]) -> ModelSpec:
     """Apply a recipe's `model:` section to the preset it names. Raises ValueError."""
     if section.get("name") not in registry.PRESETS:
-        raise ValueError(f"name: no model '{section.get('name')}'; {did_you_mean(str(section.get('name')), registry.PRESETS)}")
+        raise ValueError(
+            f"name: no model '{section.get('name')}'; {did_you_mean(str(section.get('name')), registry.PRESETS)}"
+        )
     fields = registry.PRESETS[section["name"]].model_dump()
     for key, value in section.items():
         if key != "name":

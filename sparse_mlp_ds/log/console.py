@@ -75,9 +75,7 @@ def final_table(summary: dict[str, Any], folder: str) -> None:
         table.add_column(column, justify="left" if column in ("stage", "result") else "right")
     for stage in summary["stages"]:
         result = "  ".join(f"{name} {_figure(name, value)}" for name, value in stage["metrics"].items())
-        table.add_row(
-            stage["name"], str(stage["steps"]), str(stage["images"]), duration(stage["seconds"]), result
-        )
+        table.add_row(stage["name"], str(stage["steps"]), str(stage["images"]), duration(stage["seconds"]), result)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     say(f"run folder: {folder}")
 

@@ -22,7 +22,9 @@ class Meter:
         """Count one micro-batch. loss: scalar objective without balance losses; images: of this rank."""
         self._losses.append(loss.detach().float())
         self._images += images
-        self._balance.append(sum(r.balance.detach().float() for r in reports.values()) + torch.zeros((), device=loss.device))
+        self._balance.append(
+            sum(r.balance.detach().float() for r in reports.values()) + torch.zeros((), device=loss.device)
+        )
         for name, report in reports.items():
             self._moe[name] = self._moe.get(name, 0) + report.sums
 

@@ -44,7 +44,7 @@ def _sparse(dense: ModelSpec, blocks: tuple[int, int], width: int, moe_s: MoESpe
 def _presets() -> dict[str, ModelSpec]:
     s16, b16, l16 = _mixer(8, 512, 256, 16), _mixer(12, 768, 384, 16), _mixer(24, 1024, 512, 16)
     experts = MoESpec
-    digits = _mixer(4, 96, 64, patch_size=2, image_size=16)
+    digits = _mixer(4, 96, 64, patch_size=4, image_size=16)
     return {
         "mixer_s16": s16,
         "mixer_b16": b16,
@@ -84,7 +84,7 @@ def build(spec: ModelSpec, classes: int = 0, make_moe: MakeMoE = local_moe) -> P
     classes: outputs of the head, 0 for none. make_moe: builds each MoE layer; the trainer passes one that spreads the
     experts over ranks.
     """
-    rates = np.linspace(0, spec.drop_path, spec.dense_blocks + spec.sparse_blocks).tolist()
+    rates = np.linspace(0, spec.drop_path, spec.depth).tolist()
     dense = [
         MixerBlock(spec.tokens, spec.width, spec.token_hidden, spec.channel_hidden, rate)
         for rate in rates[: spec.dense_blocks]

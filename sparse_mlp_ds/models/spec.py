@@ -62,6 +62,11 @@ class ModelSpec(Spec):
         """Patches S of one image."""
         return (self.image_size // self.patch_size) ** 2
 
+    @property
+    def depth(self) -> int:
+        """Blocks, dense and sparse."""
+        return self.dense_blocks + self.sparse_blocks
+
     @model_validator(mode="after")
     def _consistent(self):
         if self.image_size % self.patch_size:

@@ -52,7 +52,9 @@ def join_expert_groups(module: nn.Module) -> None:
             layer.set_deepspeed_parallelism()
 
 
-def build(module: nn.Module, optimizer: Optimizer, batch: Batch, ds_config: dict[str, Any]) -> deepspeed.DeepSpeedEngine:
+def build(
+    module: nn.Module, optimizer: Optimizer, batch: Batch, ds_config: dict[str, Any]
+) -> deepspeed.DeepSpeedEngine:
     """Wrap a stage's module for training; its learning rate is set step by step, see `set_learning_rate`."""
     groups = parameter_groups(module, optimizer.weight_decay)
     if optimizer.name == "adamw":

@@ -36,7 +36,14 @@ def top_k_accuracy(forward: Forward, index: Index, data: Data, size: int, batch_
 
 @torch.no_grad()
 def knn_accuracy(
-    forward: Forward, train: Index, val: Index, data: Data, size: int, batch_size: int, k: int, temperature: float = 0.07
+    forward: Forward,
+    train: Index,
+    val: Index,
+    data: Data,
+    size: int,
+    batch_size: int,
+    k: int,
+    temperature: float = 0.07,
 ) -> float:
     """Return the top-1 share of a weighted k-NN classifier on features (Wu et al., 2018, 3.4).
 

@@ -9,7 +9,7 @@ from sparse_mlp_ds.data.order import micro_batches
 from sparse_mlp_ds.job import Job, plan
 from sparse_mlp_ds.log.console import ProgressLine, final_table, say
 from sparse_mlp_ds.log.meter import Meter
-from sparse_mlp_ds.log.sinks import open_sinks
+from sparse_mlp_ds.log.sinks import Sink, open_sinks
 from sparse_mlp_ds.recipe import Evaluate, Pretrain, TrainingStage
 from sparse_mlp_ds.train import checkpoint, handover, schedule, state
 from sparse_mlp_ds.train import engine as engines
@@ -27,6 +27,7 @@ def run(job: Job) -> None:
         say(plan(job))
         if folder.start:
             say(f"resuming from {folder.start.path}")
+    sinks = open_sinks(folder.path, job.recipe.log, job.recipe.name, folder.progress.step) if dist.rank() == 0 else []
     for name, stage in job.recipe.stages.items():
         if folder.progress.is_done(name):
             continue
@@ -36,13 +37,15 @@ def run(job: Job) -> None:
             entry |= {"images": entry["metrics"].pop("images"), "seconds": time.perf_counter() - started}
             folder.progress.done.append({"name": name, "kind": stage.kind, **entry})
         else:
-            _train(job, name, stage, folder)
+            _train(job, name, stage, folder, sinks)
         folder.write_summary()
+    for sink in sinks:
+        sink.close()
     if dist.rank() == 0:
         final_table(folder.write_summary(), str(folder.path))
 
 
-def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder) -> None:
+def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder, sinks: list[Sink]) -> None:
     """Train one stage to its end, saving on the way."""
     # ---- what is trained, and where it starts
     total = job.steps(name)
@@ -69,9 +72,7 @@ def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder) -> None
 
     # ---- its log
     meter = Meter({kind: getattr(job.recipe.spec, kind).top_k for kind in job.ep_sizes})
-    writes = dist.rank() == 0
-    sinks = open_sinks(folder.path, job.recipe.log, job.recipe.name, progress.step) if writes else []
-    line = ProgressLine(name, progress.stage_step, total) if writes else None
+    line = ProgressLine(name, progress.stage_step, last) if dist.rank() == 0 else None
 
     # ---- its steps
     peak = stage.optimizer.base_lr * batch.total / 256
@@ -116,8 +117,6 @@ def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder) -> None
     if line:
         line.close()
         say(f"{name} finished: " + "  ".join(f"{key} {100 * value:.2f} %" for key, value in metrics.items()))
-    for sink in sinks:
-        sink.close()
     engine.destroy()
 
 
