@@ -1,0 +1,93 @@
+"""The smallest model with both kinds of experts, and steps of it that a test can compare between topologies."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+
+from sparse_mlp_ds import dist, rng
+from sparse_mlp_ds.ds_config import Batch
+from sparse_mlp_ds.models import registry
+from sparse_mlp_ds.models.layers import init_weights
+from sparse_mlp_ds.models.spec import ModelSpec, MoESpec
+from sparse_mlp_ds.recipe import MoE, Optimizer
+from sparse_mlp_ds.train import checkpoint, engine, state
+
+IMAGES = 16
+CLASSES = 5
+
+
+def spec(top_k: int = 2) -> ModelSpec:
+    """4 patches, 4 experts of each kind, stochastic depth on."""
+    return ModelSpec(
+        family="sparse_mlp", image_size=8, patch_size=4, width=16, token_hidden=8, channel_hidden=32, dense_blocks=1,
+        sparse_blocks=1, sparse_tokens=8, sparse_width=12, drop_path=0.3,
+        moe_s=MoESpec(experts=4, top_k=top_k, hidden=16), moe_c=MoESpec(experts=4, top_k=top_k, hidden=24),
+    )  # fmt: skip
+
+
+def model(ep_size: int, top_k: int = 2, **moe: Any) -> torch.nn.Module:
+    """Build it with experts on ep_size ranks, its head drawn too: a zero head would hide the backbone's gradients."""
+    routing = MoE(group_images=4, capacity_factor_s=1.0, capacity_factor_c=0.75, **moe)
+    made = registry.build(spec(top_k), CLASSES, engine.expert_parallel(routing, {"moe_s": ep_size, "moe_c": ep_size}))
+    init_weights(made, seed=1)
+    torch.manual_seed(2)
+    torch.nn.init.normal_(made.head.weight)
+    engine.join_expert_groups(made)
+    return made
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """The same global batch on every rank: images [16, 3, 8, 8] and labels [16]."""
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(IMAGES, 3, 8, 8, generator=generator), torch.arange(IMAGES) % CLASSES
+
+
+def build_engine(ep_size: int, zero: int, top_k: int = 2, clip: float = 0.05, optimizer: str = "adamw", **ds: Any):
+    """An engine of the tiny model on this rank's share of the batch."""
+    config = {"zero_optimization": {"stage": zero}, "gradient_clipping": clip, **ds}
+    share = Batch(IMAGES, IMAGES // dist.world_size(), 1)
+    return engine.build(model(ep_size, top_k), Optimizer(name=optimizer, base_lr=1.0), share, config)
+
+
+def step(built, number: int) -> tuple[float, float, float]:
+    """One optimizer step; returns the global objective, the balance loss and the gradient norm."""
+    images, labels = batch()
+    mine = slice(dist.rank() * IMAGES // dist.world_size(), (dist.rank() + 1) * IMAGES // dist.world_size())
+    keys = rng.sample_keys(7, torch.arange(IMAGES) + number * IMAGES, "test")[mine]
+    engine.set_learning_rate(built, 1e-2)
+    logits, reports = built(images[mine].to(built.module.head.weight.dtype), keys)
+    loss = torch.nn.functional.cross_entropy(logits.float(), labels[mine])
+    balance = sum(report.balance for report in reports.values())
+    built.backward(loss + balance)
+    built.step()
+    sums = dist.all_reduce(torch.stack([loss.detach(), balance.detach()])) / dist.world_size()
+    return *sums.tolist(), engine.grad_norm(built)
+
+
+def gather(parameters: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Every rank's parameters in one dictionary, experts of all ranks included."""
+    own = {name: value.detach().float().clone() for name, value in parameters.items()}
+    everyone: list[Any] = [None] * torch_dist.get_world_size()
+    torch_dist.all_gather_object(everyone, own)
+    return {name: value for part in everyone for name, value in part.items()}
+
+
+def save(built, folder: Path, number: int) -> Path:
+    """Write a checkpoint of the engine."""
+    return checkpoint.save(folder, number, state.pieces(built, None), {"stage_step": number}, {})
+
+
+def restore(built, path: Path) -> None:
+    """Continue from a checkpoint."""
+    found = checkpoint.open_checkpoint(path)
+    state.restore(built, None, checkpoint.Reader(found), found.progress["stage_step"])
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint, whole."""
+    read = checkpoint.Reader(checkpoint.open_checkpoint(path))
+    shapes = json.loads((path / checkpoint.MANIFEST).read_text())["tensors"]
+    return {name: read(name, 0, int(torch.Size(shape).numel())).view(shape) for name, shape in shapes.items()}

@@ -1,0 +1,126 @@
+"""Keyed random numbers: how they are distributed, and that they depend on their key and nothing else."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparse_mlp_ds import rng
+
+KEYS = rng.sample_keys(0, torch.arange(20_000), "test")
+DRAWS = {"uniform": rng.uniform, "normal": rng.normal}
+both = pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS.keys())
+
+
+def test_uniform_fills_the_half_open_unit_interval_evenly():
+    draws = rng.uniform(KEYS, 1, 50)  # one million
+    assert draws.dtype == torch.float32
+    assert 0 <= draws.min() < 1e-5
+    assert 1 - 1e-5 < draws.max() < 1
+    assert draws.mean() == pytest.approx(0.5, abs=5 * 12**-0.5 / 1000)
+    assert draws.std() == pytest.approx(12**-0.5, rel=1e-3)
+    counts = torch.histc(draws, bins=100, min=0, max=1)
+    chi_squared = ((counts - 10_000).square() / 10_000).sum()
+    assert 50 < chi_squared < 170  # 99 degrees of freedom: 99 +- 14
+
+
+def test_the_largest_uniform_is_below_one():
+    assert torch.tensor(2**24 - 1).to(torch.float32) * 2.0**-24 < 1
+
+
+def test_normal_is_finite_and_standard_over_ten_million_draws():
+    total, squares, fourth = 0.0, 0.0, 0.0
+    for stream in range(10):
+        draws = rng.normal(KEYS, stream, 50).double()
+        assert draws.isfinite().all()
+        total, squares = total + draws.sum().item(), squares + draws.square().sum().item()
+        fourth += draws.pow(4).sum().item()
+    assert total / 1e7 == pytest.approx(0, abs=2e-3)  # 6 standard errors
+    assert squares / 1e7 == pytest.approx(1, abs=3e-3)
+    assert fourth / 1e7 == pytest.approx(3, abs=2e-2)
+
+
+def test_normal_is_finite_at_both_ends_of_its_grid():
+    steps = torch.tensor([0, 1, 2**22, 2**23 - 2, 2**23 - 1]).to(torch.float32)
+    ends = torch.special.ndtri((steps + 0.5) * 2.0**-23)
+    assert ends.dtype == torch.float32
+    assert ends.isfinite().all()
+    assert (ends.diff() > 0).all()
+    assert ends[-1] == pytest.approx(5.29, abs=0.02)
+    assert ends[0] == pytest.approx(-5.29, abs=0.02)
+
+
+@both
+@pytest.mark.parametrize("pick", [[7], [0, 3, 4], [19_999, 5, 5, 0], list(range(100))[::-1]], ids=str)
+def test_a_sample_draws_the_same_in_any_batch(draw, pick):
+    assert torch.equal(draw(KEYS[pick], 3, 6), draw(KEYS, 3, 6)[pick])
+
+
+@both
+def test_more_draws_leave_the_first_ones_as_they_are(draw):
+    assert torch.equal(draw(KEYS[:50], 3, 40)[:, :7], draw(KEYS[:50], 3, 7))
+
+
+def _first_uniform(seed=0, first=0, name="test", stream=1):
+    return rng.uniform(rng.sample_keys(seed, torch.arange(first, first + 20_000), name), stream, 1)[:, 0]
+
+
+PAIRS = {
+    "other seed": (_first_uniform(), _first_uniform(seed=1)),
+    "other name": (_first_uniform(), _first_uniform(name="tests")),
+    "other stream": (_first_uniform(), _first_uniform(stream=2)),
+    "next sample": (_first_uniform(), _first_uniform(first=1)),
+    "next epoch": (_first_uniform(), _first_uniform(first=1437)),
+    "large seed": (_first_uniform(), _first_uniform(seed=2**63 + 12345)),
+    "neighbouring draws": rng.uniform(KEYS, 1, 2).unbind(1),
+    "far draws": rng.uniform(KEYS, 1, 65)[:, [0, 64]].unbind(1),
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS.keys())
+def test_draws_of_other_keys_are_others_and_uncorrelated(pair):
+    one, other = pair
+    assert (one == other).float().mean() < 1e-3
+    assert torch.corrcoef(torch.stack(pair))[0, 1].abs() < 5 / len(one) ** 0.5
+
+
+def test_no_two_samples_share_a_key():
+    keys = torch.cat([rng.sample_keys(seed, torch.arange(100_000), "test") for seed in range(3)])
+    assert keys.dtype == torch.int64
+    assert len(keys.unique()) == len(keys)
+
+
+PRINT_NUMBERS = """
+import json, torch
+from sparse_mlp_ds import rng
+keys = rng.sample_keys(2**40 + 3, torch.tensor([0, 1, 2**33]), "pretrain")
+uniform = rng.uniform(keys, rng.stream_id("augment/flip"), 3)
+print(json.dumps([rng.stream_id("blocks.3.moe_s.router"), keys.tolist(), uniform.tolist()]))
+"""
+
+
+def test_a_new_interpreter_draws_the_same_numbers():
+    keys = rng.sample_keys(2**40 + 3, torch.tensor([0, 1, 2**33]), "pretrain")
+    here = [
+        rng.stream_id("blocks.3.moe_s.router"),
+        keys.tolist(),
+        rng.uniform(keys, rng.stream_id("augment/flip"), 3).tolist(),
+    ]
+    other_hashes = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    environment = os.environ | {"PYTHONHASHSEED": other_hashes, "PYTHONPATH": str(Path(rng.__file__).parents[1])}
+    there = subprocess.run(
+        [sys.executable, "-c", PRINT_NUMBERS], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert json.loads(there.stdout) == here
+
+
+def test_numbers_are_those_of_earlier_releases():
+    """A run that is resumed by a newer version must go on with the same draws."""
+    keys = rng.sample_keys(1, torch.arange(2), "finetune")
+    assert rng.stream_id("augment/flip") == 0
+    assert keys.tolist() == []
+    assert rng.uniform(keys, 5, 2).flatten().tolist() == []
