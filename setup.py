@@ -33,7 +33,6 @@ setup(
         "safetensors>=0.5",
         "scikit-learn>=1.5",
         "tensorboard>=2.17",
-        "ninja",
     ],
     extras_require={"test": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff"]},
     entry_points={"console_scripts": ["sparse-mlp-ds = sparse_mlp_ds.cli:main"]},
