@@ -88,8 +88,8 @@ def mean(tensor: Tensor) -> Tensor:
 def exchange(rows: Tensor, sends: list[int], receives: list[int], group: torch_dist.ProcessGroup) -> Tensor:
     """All-to-all of rows [n, D] with exact counts; gradients travel the other way.
 
-    The first sends[0] rows go to the group's rank 0, the next sends[1] to rank 1, ...; receives[r] rows come from rank r,
-    in rank order. Any count may be 0.
+    The first sends[0] rows go to the group's rank 0, the next sends[1] to rank 1, ...; receives[r] rows come from
+    rank r, in rank order. Any count may be 0.
     """
     return _AllToAll.apply(rows, sends, receives, group)
 
@@ -101,7 +101,7 @@ def barrier() -> None:
 
 
 def on_rank_zero(function: Callable[[], T]) -> T:
-    """Run `function` on rank 0 alone and return its (small, picklable) result, or raise its UserError, on every rank."""
+    """Run `function` on rank 0 alone; return its (small, picklable) result, or raise its UserError, on every rank."""
     if not torch_dist.is_initialized():
         return function()
     box: list[object] = [None]

@@ -1,7 +1,7 @@
-"""The DeepSpeed JSON, checked strictly before any process group exists, and the batch arithmetic that joins it to a recipe.
+"""The DeepSpeed JSON, checked before any process group exists, and the batch arithmetic that joins it to a recipe.
 
-DeepSpeed itself accepts unknown top-level keys in silence (a misspelt `gradient_cliping` trains with the default of 1.0)
-and finds other mistakes only after every rank has started.
+DeepSpeed itself accepts unknown top-level keys in silence (a misspelt `gradient_cliping` trains with the default of
+1.0) and finds other mistakes only after every rank has started.
 """
 
 import json

@@ -70,7 +70,7 @@ def resolve(
 
 
 def plan(job: Job) -> str:
-    """Return the resolved run as text: topology, batches, steps, and the memory that one rank's weights and state take."""
+    """Return the resolved run as text: topology, batches, steps, and one rank's memory for weights and state."""
     recipe = job.recipe
     lines = [
         f"recipe {recipe.name}, model {recipe.model['name']}, run folder {job.out}",

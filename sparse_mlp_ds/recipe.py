@@ -1,7 +1,7 @@
 """The recipe as typed sections; `config.load_recipe` reads one.
 
-The recipe owns model, routing, data, objective, optimizer values, schedule and logging; `ds_config` owns ZeRO, precision,
-clipping and communication.
+The recipe owns model, routing, data, objective, optimizer values, schedule and logging; `ds_config` owns ZeRO,
+precision, clipping and communication.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a worker does to an image: decode it and cut out a square of uint8 pixels; everything else runs on the device."""
+"""What a worker does to an image: decode it and cut out a square of uint8 pixels; the rest runs on the device."""
 
 import io
 import math

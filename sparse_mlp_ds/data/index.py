@@ -1,4 +1,4 @@
-"""The shard index: what every tar of a data set holds and where, so that any sample can be read without its neighbours."""
+"""The shard index: what every tar of a data set holds and where, so that any sample can be read alone."""
 
 import json
 import os

@@ -33,7 +33,8 @@ class ProgressLine:
 
     def close(self) -> None:
         """Remove the bar."""
-        self._bar.stop()
+        if self._live:
+            self._bar.stop()
 
 
 def say(text: str) -> None:

@@ -1,7 +1,7 @@
 """The parts that all-MLP models share.
 
-Shape letters, used in every file of this package: B images, S patches, C channels; S1 and C1 are S and C inside a sparse
-block, between its re-represent layers.
+Shape letters, used in every file of this package: B images, S patches, C channels; S1 and C1 are S and C inside a
+sparse block, between its re-represent layers.
 """
 
 import torch

@@ -1,7 +1,6 @@
 """Models by name: presets of the papers and of the embedded recipe, and the one function that builds them."""
 
 import numpy as np
-from torch import nn
 
 from sparse_mlp_ds.errors import UserError, did_you_mean
 from sparse_mlp_ds.models.layers import DropPath, Mlp

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from sparse_mlp_ds.models.layers import DropPath, Mlp, Rerepresent, Reports
+from sparse_mlp_ds.models.layers import DropPath, Mlp, Reports, Rerepresent
 from sparse_mlp_ds.models.spec import MoESpec
 
 MakeMoE = Callable[[str, int, MoESpec], nn.Module]

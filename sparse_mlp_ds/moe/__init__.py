@@ -1,1 +1,1 @@
-"""Mixture of experts: the router decides, capacity places, DeepSpeed's groups move, experts compute, the layer composes."""
+"""Mixture of experts: router decides, capacity places, DeepSpeed's groups move, experts compute, layer composes."""

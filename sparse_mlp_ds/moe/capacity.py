@@ -1,7 +1,7 @@
 """Places for items: who gets one of an expert's limited slots when more items choose it than it may take.
 
-Slots are counted inside *routing groups* of a fixed number of images (V-MoE 2.1), so that the outcome does not depend on
-how many ranks share the batch. All first choices are placed before any second choice.
+Slots are counted inside *routing groups* of a fixed number of images (V-MoE 2.1), so that the outcome does not depend
+on how many ranks share the batch. All first choices are placed before any second choice.
 """
 
 import math
@@ -16,9 +16,9 @@ def place(choices: Choices, experts: int, groups: int, capacity_factor: float | 
     """Return the routes that fit.
 
     groups: number of routing groups G that the N items form, in order. capacity_factor: slots per expert and group over
-    the even share K N / (G E); None places everything (evaluation). priority: `position` fills in array order, `importance`
-    by the largest gate weight first: V-MoE's Batch Prioritized Routing (3.3), our reading of Sparse-MLP v3's
-    importance-score routing, whose equation was not published.
+    the even share K N / (G E); None places everything (evaluation). priority: `position` fills in array order,
+    `importance` by the largest gate weight first: V-MoE's Batch Prioritized Routing (3.3), our reading of Sparse-MLP
+    v3's importance-score routing, whose equation was not published.
     """
     n, k = choices.expert.shape
     order = _filling_order(choices, groups, priority)  # [N]

@@ -1,8 +1,8 @@
 """The MoE layer with its experts spread over ranks, on DeepSpeed's groups and under DeepSpeed's treatment of experts.
 
 It derives from DeepSpeed's `MoE` because the engine and ZeRO recognise experts by that class and by two tags on their
-parameters; gate, dispatch and experts are ours. Rows travel by an all-to-all with exact counts: no padding, so ranks with
-other numbers of items, or with none, neither hang nor waste work.
+parameters; gate, dispatch and experts are ours. Rows travel by an all-to-all with exact counts: no padding, so ranks
+with other numbers of items, or with none, neither hang nor waste work.
 """
 
 from collections.abc import Callable

@@ -9,7 +9,7 @@ from sparse_mlp_ds.moe.routes import Choices
 
 
 class Router(nn.Module):
-    """A bias-free linear gate; its arithmetic is float32 under every precision, because bf16 ties choose other experts."""
+    """A bias-free linear gate, in float32 under every precision, because ties in bf16 choose other experts."""
 
     def __init__(self, dim: int, experts: int, top_k: int, noise: float = 1.0):
         """`noise` scales the paper's standard deviation 1/E; 0 switches it off."""

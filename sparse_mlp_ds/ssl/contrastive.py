@@ -10,8 +10,8 @@ from sparse_mlp_ds import dist
 def symmetric_info_nce(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
     """Return ctr(q1, k2) + ctr(q2, k1), a scalar: this rank's share of a mean over the global batch.
 
-    queries, keys: [2, B, D], the two views' outputs of the online and the momentum net for the same B images. Each query
-    is contrasted with the keys of all ranks' images in the other view; keys carry no gradient.
+    queries, keys: [2, B, D], the two views' outputs of the online and the momentum net for the same B images. Each
+    query is contrasted with the keys of all ranks' images in the other view; keys carry no gradient.
     ctr(q, k) = 2 T x cross-entropy(q k / T, own image).
     """
     queries = F.normalize(queries.float(), dim=-1)

@@ -138,7 +138,7 @@ class Reader:
                 file = safe_open(checkpoint.path / name, framework="pt")
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{checkpoint.path / name}: not a safetensors file ({error})") from None
-            for key in file.keys():
+            for key in file.keys():  # noqa: SIM118 - the file itself is not iterable
                 tensor, _, start = key.rpartition("@")
                 count = file.get_slice(key).get_shape()[0]
                 self._pieces.setdefault(tensor, []).append((int(start), count, file, key))

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine of one training stage, and what has to be said to DeepSpeed so that it trains what was meant."""
+"""The DeepSpeed engine of one training stage, and what DeepSpeed must be told so that it trains what was meant."""
 
 import logging
 import math
@@ -13,8 +13,8 @@ from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
 from sparse_mlp_ds.ds_config import Batch
-from sparse_mlp_ds.models.registry import MakeMoE
 from sparse_mlp_ds.models.layers import Mlp
+from sparse_mlp_ds.models.registry import MakeMoE
 from sparse_mlp_ds.models.spec import MoESpec
 from sparse_mlp_ds.moe.expert_parallel import ExpertParallelMoE
 from sparse_mlp_ds.moe.layer import Routing
@@ -24,8 +24,8 @@ from sparse_mlp_ds.train.groups import parameter_groups
 
 def init_deepspeed() -> None:
     """Let DeepSpeed join the process group; its chatter is kept to warnings."""
-    # On a CPU, DeepSpeed would compile an all-reduce through shared memory that only inference uses, for a minute at the
-    # first launch, and leave 66 MB of it per rank in /dev/shm after every run.
+    # On a CPU, DeepSpeed would compile an all-reduce through shared memory that only inference uses, for a minute at
+    # the first launch, and leave 66 MB of it per rank in /dev/shm after every run.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed_logger.setLevel(logging.WARNING)
     deepspeed.init_distributed(verbose=False)

@@ -1,4 +1,4 @@
-"""Parameter groups: every trainable parameter in exactly one, split by weight decay and by DeepSpeed's idea of experts."""
+"""Parameter groups: every trainable parameter in exactly one, split by weight decay and by kind for ZeRO."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
 """A training stage's state as named pieces of tensors that know no topology, and back.
 
-Each rank contributes what it owns, without communication: its fragments of ZeRO's float32 masters and optimizer moments,
-its experts under their global ids, its share of what all ranks hold alike. Reading, a rank asks for the pieces it needs;
-so any world size, ep_size and ZeRO stage 0-2 can continue what any other wrote.
+Each rank contributes what it owns, without communication: its fragments of ZeRO's float32 masters and optimizer
+moments, its experts under their global ids, its share of what all ranks hold alike. Reading, a rank asks for the pieces
+it needs; so any world size, ep_size and ZeRO stage 0-2 can continue what any other wrote.
 """
 
 from collections.abc import Callable, Iterator
@@ -63,7 +63,7 @@ def pieces(engine: deepspeed.DeepSpeedEngine, extra: nn.Module | None) -> Iterat
 
 
 def restore(engine: deepspeed.DeepSpeedEngine, extra: nn.Module | None, read: Read, steps: int) -> None:
-    """Fill the engine's masters, parameters and optimizer state, and `extra`, from pieces. steps: optimizer steps taken."""
+    """Fill masters, parameters, optimizer state and `extra` from pieces. steps: optimizer steps taken so far."""
     zero = _zero_optimizer(engine)
     base = zero.optimizer if zero else engine.optimizer
     _allocate_optimizer_state(base, steps)
@@ -72,9 +72,8 @@ def restore(engine: deepspeed.DeepSpeedEngine, extra: nn.Module | None, read: Re
     with torch.no_grad():
         for name, parameter in engine.module.named_parameters():
             parameter.copy_(read(f"param/{name}", 0, parameter.numel()).view_as(parameter))
-            if zero and parameter.requires_grad:
-                if parameter._hp_mapping is not None:
-                    _restore_fragment(name, parameter._hp_mapping, read)
+            if zero and parameter.requires_grad and parameter._hp_mapping is not None:
+                _restore_fragment(name, parameter._hp_mapping, read)
             for moment, values in _plain_moments(engine, parameter):
                 values.copy_(read(f"{moment}/{name}", 0, values.numel()).view_as(values))
         if extra is not None:

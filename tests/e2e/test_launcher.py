@@ -1,4 +1,4 @@
-"""The main job under the real launcher: pretrain, fine-tune, evaluate; killed on the way, it ends with the same bits."""
+"""The main job under the real launcher: pretrain, fine-tune, evaluate; killed on the way, it ends the same."""
 
 import json
 from pathlib import Path
