@@ -47,7 +47,7 @@ def knn_accuracy(
 ) -> float:
     """Return the top-1 share of a weighted k-NN classifier on features (Wu et al., 2018, 3.4).
 
-    Each held-out image is named by its k nearest training images in cosine similarity s; they vote exp(s / temperature).
+    Each held-out image is named by its k nearest training images by cosine similarity s, voting exp(s / temperature).
     """
     bank, bank_labels = _features(forward, train, data, size, batch_size)
     queries, labels = _features(forward, val, data, size, batch_size)

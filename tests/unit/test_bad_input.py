@@ -54,7 +54,10 @@ def test_refusal(capsys, arguments, parts):
 @pytest.mark.parametrize(
     ("ds_config", "parts"),
     [
-        ({"gradient_clipping": 1.0, "zero_optimization": {"stage": 3}}, ["zero_optimization.stage", "experts", "set 2"]),
+        (
+            {"gradient_clipping": 1.0, "zero_optimization": {"stage": 3}},
+            ["zero_optimization.stage", "experts", "set 2"],
+        ),
         ({"gradient_clipping": 1.0, "train_batch_size": 100}, ["digits.yaml", "bad.json", "conflicts", "remove"]),
         ({"gradient_clipping": 1.0, "train_micro_batch_size_per_gpu": 48}, ["batch_size 128", "48", "nearest", "144"]),
         ({"gradient_cliping": 1.0, "gradient_clipping": 1.0}, ["gradient_cliping", "did you mean 'gradient_clipping'"]),

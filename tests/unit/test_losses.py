@@ -46,8 +46,9 @@ def test_importance_loss_by_hand(logits, groups, expected):
 
 
 def test_importance_ignores_the_noise():
-    logits = torch.randn(6, 4)
-    assert torch.equal(importance_loss(choose(logits), 2), importance_loss(choose(logits, torch.randn(6, 4)), 2))
+    choices = random_choices(6, 4)
+    assert not torch.equal(choices.noisy_logits, choices.logits)
+    assert torch.equal(importance_loss(choices, 2), importance_loss(choose(choices.logits), 2))
 
 
 LOAD = {
@@ -93,9 +94,10 @@ def test_perfect_balance_is_zero_with_a_finite_gradient():
 
 @pytest.mark.parametrize("experts, k", [(1, 1), (4, 1), (4, 2)])
 def test_a_router_of_zeros_gives_finite_gradients(experts, k):
+    generator = torch.Generator().manual_seed(0)
     weight = torch.zeros(experts, 3, requires_grad=True)
-    logits = torch.randn(8, 3) @ weight.T
-    choices = choose(logits, logits + torch.randn(8, experts) / experts, k)
+    logits = torch.randn(8, 3, generator=generator) @ weight.T
+    choices = choose(logits, logits + torch.randn(8, experts, generator=generator) / experts, k)
     for loss in both(choices, 2):
         (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
         assert loss.isfinite() and gradient.isfinite().all()
@@ -124,9 +126,7 @@ def test_descending_the_losses_evens_the_load():
 def test_the_order_of_a_batch_does_not_matter():
     choices = random_choices(32, 4, k=2)
     mixed = torch.randperm(32, generator=torch.Generator().manual_seed(2))
-    permuted = Choices(
-        choices.expert[mixed], choices.weight[mixed], choices.logits[mixed], choices.noisy_logits[mixed]
-    )
+    permuted = Choices(choices.expert[mixed], choices.weight[mixed], choices.logits[mixed], choices.noisy_logits[mixed])
     torch.testing.assert_close(both(permuted, 1), both(choices, 1))
 
 
