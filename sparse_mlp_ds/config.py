@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from sparse_mlp_ds import recipe as sections
 from sparse_mlp_ds.errors import UserError, did_you_mean
-from sparse_mlp_ds.models.spec import ModelSpec
+from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.recipe import Recipe
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -46,7 +46,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(e, path, overridden) for e in error.errors())) from None
+        raise UserError("\n".join(_explain(e, tree, path, overridden) for e in error.errors())) from None
 
 
 def _apply(tree: dict[str, Any], override: str) -> str:
@@ -84,7 +84,7 @@ def _child(node: Any, part: str, override: str) -> Any:
     raise UserError(f"--set {override}: the key goes deeper than the recipe; remove '.{part}' and what follows")
 
 
-def _explain(error: dict[str, Any], path: Path, overridden: Sequence[str]) -> str:
+def _explain(error: dict[str, Any], tree: dict[str, Any], path: Path, overridden: Sequence[str]) -> str:
     """Return one line for one of pydantic's errors."""
     # The union of stage kinds adds its tag to the location; the user never wrote it as a key.
     loc = [str(p) for i, p in enumerate(error["loc"]) if not (i == 2 and error["loc"][0] == "stages")]
@@ -92,7 +92,7 @@ def _explain(error: dict[str, Any], path: Path, overridden: Sequence[str]) -> st
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         where = f" in {'.'.join(loc[:-1])}" if loc[:-1] else ""
-        message = f"unknown key{where}; {did_you_mean(loc[-1], _valid_keys(error['loc'][:-1]))}"
+        message = f"unknown key{where}; {did_you_mean(loc[-1], _valid_keys(error['loc'][:-1], tree))}"
     elif error["type"] == "missing":
         message = "required, but not given; add it"
     elif error["type"] == "union_tag_invalid":
@@ -107,17 +107,17 @@ def _explain(error: dict[str, Any], path: Path, overridden: Sequence[str]) -> st
     return f"{path}: {key}: {message}" if key else f"{path}: {message}"
 
 
-def _valid_keys(loc: Sequence[int | str]) -> list[str]:
-    """Return the keys that the section at `loc` may hold."""
+def _valid_keys(loc: Sequence[int | str], tree: dict[str, Any]) -> list[str]:
+    """Return the keys that the section at `loc` may hold; which, for a model, depends on the one that `tree` names."""
     model: type[BaseModel] = Recipe
     for part in loc:
         if part == "model" and model is Recipe:
-            model = ModelSpec
+            model = type(registry.PRESETS[tree["model"]["name"]])
         elif part in _STAGE_KINDS and model is Recipe:
             model = _STAGE_KINDS[part]
         elif part in model.model_fields:
             model = _section_of(model.model_fields[part].annotation) or model
-    return [*model.model_fields, "name"] if model is ModelSpec else list(model.model_fields)
+    return list(model.model_fields)
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:

@@ -123,11 +123,8 @@ def _is_pretrain(recipe: Recipe, stage: str) -> bool:
 
 
 def _ep_sizes(recipe: Recipe, world: int, source: str) -> dict[str, int]:
-    spec, wanted, sizes = recipe.spec, recipe.moe.ep_size, {}
-    for kind in ("moe_s", "moe_c"):
-        moe = getattr(spec, kind) if spec.sparse_blocks else None
-        if moe is None or moe.experts == 0:
-            continue
+    wanted, sizes = recipe.moe.ep_size, {}
+    for kind, moe in recipe.spec.experts.items():
         if wanted == "auto":
             sizes[kind] = gcd(moe.experts, world)
         elif moe.experts % wanted:
@@ -149,7 +146,7 @@ def _batch(
 ) -> Batch:
     batch = ds_config.batch(ds, ds_path, source, name, stage.batch_size, world)
     group = recipe.moe.group_images
-    if recipe.spec.sparse_blocks and batch.micro % group:
+    if recipe.spec.experts and batch.micro % group:
         raise UserError(
             f"{source}: moe.group_images {group} does not divide the {batch.micro} images per rank of stages.{name} "
             f"(batch_size {batch.total}, {world} ranks, accumulation {batch.accumulation}); "

@@ -21,7 +21,7 @@ from pydantic import (
 
 from sparse_mlp_ds.errors import did_you_mean
 from sparse_mlp_ds.models import registry
-from sparse_mlp_ds.models.spec import ModelSpec
+from sparse_mlp_ds.models.spec import PatchSpec
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -227,19 +227,20 @@ class Recipe(Section):
         return self
 
     @property
-    def spec(self) -> ModelSpec:
+    def spec(self) -> PatchSpec:
         """The model, with the recipe's overrides applied."""
         return model_spec(self.model)
 
 
-def model_spec(section: dict[str, Any]) -> ModelSpec:
+def model_spec(section: dict[str, Any]) -> PatchSpec:
     """Apply a recipe's `model:` section to the preset it names. Raises ValueError."""
     if section.get("name") not in registry.PRESETS:
         raise ValueError(
             f"name: no model '{section.get('name')}'; {did_you_mean(str(section.get('name')), registry.PRESETS)}"
         )
-    fields = registry.PRESETS[section["name"]].model_dump()
+    preset = registry.PRESETS[section["name"]]
+    fields = preset.model_dump()
     for key, value in section.items():
         if key != "name":
             fields[key] = {**fields[key], **value} if isinstance(value, dict) and fields.get(key) else value
-    return ModelSpec.model_validate(fields)
+    return type(preset).model_validate(fields)

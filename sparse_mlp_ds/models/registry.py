@@ -6,15 +6,15 @@ from sparse_mlp_ds.errors import UserError, did_you_mean
 from sparse_mlp_ds.models.layers import DropPath, Mlp
 from sparse_mlp_ds.models.mixer import MixerBlock, PatchMixer
 from sparse_mlp_ds.models.sparse_mlp import MakeMoE, SparseBlock
-from sparse_mlp_ds.models.spec import ModelSpec, MoESpec
+from sparse_mlp_ds.models.spec import MixerSpec, MoESpec, PatchSpec
 from sparse_mlp_ds.moe.layer import MoELayer
 from sparse_mlp_ds.moe.router import Router
 from sparse_mlp_ds.rng import stream_id
 
 
-def _mixer(blocks: int, width: int, token_hidden: int, patch_size: int, image_size: int = 224) -> ModelSpec:
+def _mixer(blocks: int, width: int, token_hidden: int, patch_size: int, image_size: int = 224) -> MixerSpec:
     """MLP-Mixer, table 1: the channel-mixing MLP is four times as wide as the model."""
-    return ModelSpec(
+    return MixerSpec(
         family="mixer",
         image_size=image_size,
         patch_size=patch_size,
@@ -25,7 +25,7 @@ def _mixer(blocks: int, width: int, token_hidden: int, patch_size: int, image_si
     )
 
 
-def _sparse(dense: ModelSpec, blocks: tuple[int, int], width: int, moe_s: MoESpec, moe_c: MoESpec) -> ModelSpec:
+def _sparse(dense: MixerSpec, blocks: tuple[int, int], width: int, moe_s: MoESpec, moe_c: MoESpec) -> MixerSpec:
     """Sparse-MLP, table 2: blocks (L1, L2), twice the patches inside a sparse block."""
     return dense.model_copy(
         update={
@@ -40,7 +40,7 @@ def _sparse(dense: ModelSpec, blocks: tuple[int, int], width: int, moe_s: MoESpe
     )
 
 
-def _presets() -> dict[str, ModelSpec]:
+def _presets() -> dict[str, PatchSpec]:
     s16, b16, l16 = _mixer(8, 512, 256, 16), _mixer(12, 768, 384, 16), _mixer(24, 1024, 512, 16)
     experts = MoESpec
     digits = _mixer(4, 96, 64, patch_size=4, image_size=16)
@@ -65,7 +65,7 @@ def _presets() -> dict[str, ModelSpec]:
 PRESETS = _presets()
 
 
-def preset(name: str) -> ModelSpec:
+def preset(name: str) -> PatchSpec:
     """Return the spec registered as `name`. Raises UserError with the nearest name."""
     if name not in PRESETS:
         raise UserError(f"unknown model '{name}'; {did_you_mean(name, PRESETS)}")
@@ -77,25 +77,30 @@ def local_moe(kind: str, dim: int, spec: MoESpec) -> MoELayer:
     return MoELayer(dim, spec.experts, spec.top_k, lambda: Mlp(dim, spec.hidden))
 
 
-def build(spec: ModelSpec, classes: int = 0, make_moe: MakeMoE = local_moe) -> PatchMixer:
+def build(spec: PatchSpec, classes: int = 0, make_moe: MakeMoE = local_moe) -> PatchMixer:
     """Build a model; its weights are not initialised, see `layers.init_weights`.
 
     classes: outputs of the head, 0 for none. make_moe: builds each MoE layer; the trainer passes one that spreads the
     experts over ranks.
     """
     rates = np.linspace(0, spec.drop_path, spec.depth).tolist()
-    dense = [
-        MixerBlock(spec.tokens, spec.width, spec.token_hidden, spec.channel_hidden, rate)
-        for rate in rates[: spec.dense_blocks]
+    blocks = [
+        _sparse_block(spec, rate, make_moe) if spec.is_sparse(block) else _dense_block(spec, rate)
+        for block, rate in enumerate(rates)
     ]
-    sparse = [
-        SparseBlock(
-            (spec.tokens, spec.sparse_tokens), (spec.width, spec.sparse_width), spec.moe_s, spec.moe_c, make_moe, rate
-        )
-        for rate in rates[spec.dense_blocks :]
-    ]
-    model = PatchMixer(spec.patch_size, spec.width, dense + sparse, classes)
+    model = PatchMixer(spec.patch_size, spec.width, blocks, classes)
     for name, module in model.named_modules():
         if isinstance(module, (Router, DropPath)):
             module.stream = stream_id(name)
     return model
+
+
+def _dense_block(spec: MixerSpec, drop_path: float) -> MixerBlock:
+    return MixerBlock(spec.tokens, spec.width, spec.token_hidden, spec.channel_hidden, drop_path)
+
+
+def _sparse_block(spec: MixerSpec, drop_path: float, make_moe: MakeMoE) -> SparseBlock:
+    tokens, width = spec.inner
+    return SparseBlock(
+        (spec.tokens, tokens), (spec.width, width), spec.moe_s, spec.moe_c, make_moe, drop_path, spec.rerepresent
+    )

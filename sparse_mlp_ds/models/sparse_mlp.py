@@ -26,15 +26,19 @@ class SparseBlock(nn.Module):
         moe_c: MoESpec,
         make_moe: MakeMoE,
         drop_path: float,
+        rerepresent: bool = True,
     ):
-        """tokens: (S, S1). width: (C, C1). make_moe: builds an MoE layer, on one process or spread over ranks."""
+        """tokens: (S, S1). width: (C, C1). make_moe: builds an MoE layer, on one process or spread over ranks.
+
+        rerepresent: without it there are no re-represent layers, S1 = S and C1 = C.
+        """
         super().__init__()
-        self.rerepresent1 = Rerepresent(tokens, width, tokens_first=True)
+        self.rerepresent1 = Rerepresent(tokens, width, tokens_first=True) if rerepresent else nn.Identity()
         self.norm1 = nn.LayerNorm(width[1])
         self.moe_s = _mixing("moe_s", tokens[1], moe_s, make_moe)
         self.norm2 = nn.LayerNorm(width[1])
         self.moe_c = _mixing("moe_c", width[1], moe_c, make_moe)
-        self.rerepresent2 = Rerepresent(tokens[::-1], width[::-1], tokens_first=False)
+        self.rerepresent2 = Rerepresent(tokens[::-1], width[::-1], tokens_first=False) if rerepresent else nn.Identity()
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, keys: Tensor | None) -> tuple[Tensor, Reports]:

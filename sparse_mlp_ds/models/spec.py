@@ -28,32 +28,16 @@ class MoESpec(Spec):
         return self
 
 
-class ModelSpec(Spec):
-    """An MLP-Mixer, or with `sparse_blocks` > 0 a Sparse-MLP: dense blocks first, sparse blocks last."""
+class PatchSpec(Spec):
+    """What every model over patches has."""
 
-    family: Literal["mixer", "sparse_mlp"]
+    family: str
     image_size: int = Field(ge=1)
     """Side of the square input, pixels."""
     patch_size: int = Field(ge=1)
     """Side of a patch, pixels."""
     width: int = Field(ge=1)
     """Channels C."""
-    token_hidden: int = Field(ge=1)
-    """Hidden width D_S of the dense blocks' token-mixing MLP."""
-    channel_hidden: int = Field(ge=1)
-    """Hidden width D_C of the dense blocks' channel-mixing MLP."""
-    dense_blocks: int = Field(ge=0)
-    """L1."""
-    sparse_blocks: int = Field(default=0, ge=0)
-    """L2."""
-    sparse_tokens: int = Field(default=0, ge=0)
-    """Patches S1 inside a sparse block."""
-    sparse_width: int = Field(default=0, ge=0)
-    """Channels C1 inside a sparse block."""
-    moe_s: MoESpec | None = None
-    """Experts that mix tokens; they are routed channels (items of length S1)."""
-    moe_c: MoESpec | None = None
-    """Experts that mix channels; they are routed patches (items of length C1)."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     """Stochastic depth of the last block; it grows linearly from 0 at the first."""
 
@@ -62,15 +46,65 @@ class ModelSpec(Spec):
         """Patches S of one image."""
         return (self.image_size // self.patch_size) ** 2
 
+    @model_validator(mode="after")
+    def _whole_patches(self):
+        if self.image_size % self.patch_size:
+            raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
+        return self
+
+
+class MixerSpec(PatchSpec):
+    """An MLP-Mixer, or with `sparse_blocks` > 0 a Sparse-MLP."""
+
+    family: Literal["mixer", "sparse_mlp"]
+    token_hidden: int = Field(ge=1)
+    """Hidden width D_S of the dense blocks' token-mixing MLP."""
+    channel_hidden: int = Field(ge=1)
+    """Hidden width D_C of the dense blocks' channel-mixing MLP."""
+    dense_blocks: int = Field(ge=0)
+    """L1."""
+    sparse_blocks: int = Field(default=0, ge=0)
+    """L2."""
+    sparse_position: Literal["last", "first", "spread"] = "last"
+    """Where the sparse blocks are: behind the dense ones, before them, or evenly among them, one at the end."""
+    rerepresent: bool = True
+    """Whether sparse blocks change the shape of the representation; without, S1 = S and C1 = C."""
+    sparse_tokens: int = Field(default=0, ge=0)
+    """Patches S1 inside a sparse block."""
+    sparse_width: int = Field(default=0, ge=0)
+    """Channels C1 inside a sparse block."""
+    moe_s: MoESpec | None = None
+    """Experts that mix tokens; they are routed channels (items of length S1)."""
+    moe_c: MoESpec | None = None
+    """Experts that mix channels; they are routed patches (items of length C1)."""
+
     @property
     def depth(self) -> int:
         """Blocks, dense and sparse."""
         return self.dense_blocks + self.sparse_blocks
 
+    @property
+    def inner(self) -> tuple[int, int]:
+        """(S1, C1)."""
+        return (self.sparse_tokens, self.sparse_width) if self.rerepresent else (self.tokens, self.width)
+
+    def is_sparse(self, block: int) -> bool:
+        """Say whether a block, counted from 0, is sparse."""
+        if self.sparse_position == "last":
+            return block >= self.dense_blocks
+        if self.sparse_position == "first":
+            return block < self.sparse_blocks
+        return (block + 1) * self.sparse_blocks // self.depth > block * self.sparse_blocks // self.depth
+
+    @property
+    def experts(self) -> dict[str, MoESpec]:
+        """The experts that the model really has, by mixing type."""
+        found = {"moe_s": self.moe_s, "moe_c": self.moe_c} if self.sparse_blocks else {}
+        return {kind: moe for kind, moe in found.items() if moe is not None and moe.experts}
+
     @model_validator(mode="after")
-    def _consistent(self):
-        if self.image_size % self.patch_size:
-            raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
-        if self.sparse_blocks and not (self.moe_s and self.moe_c and self.sparse_tokens and self.sparse_width):
-            raise ValueError("sparse_blocks need moe_s, moe_c, sparse_tokens and sparse_width")
+    def _complete(self):
+        shaped = self.sparse_tokens and self.sparse_width or not self.rerepresent
+        if self.sparse_blocks and not (self.moe_s and self.moe_c and shaped):
+            raise ValueError("sparse_blocks need moe_s, moe_c, sparse_tokens and sparse_width; give them")
         return self

@@ -71,7 +71,7 @@ def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder, sinks: 
     batches = iter(loader.load(dataset, lists, job.recipe.data.workers))
 
     # ---- its log
-    meter = Meter({kind: getattr(job.recipe.spec, kind).top_k for kind in job.ep_sizes})
+    meter = Meter({kind: moe.top_k for kind, moe in job.recipe.spec.experts.items()})
     line = ProgressLine(name, progress.stage_step, last) if dist.rank() == 0 else None
 
     # ---- its steps

@@ -11,7 +11,7 @@ from sparse_mlp_ds import dist, rng
 from sparse_mlp_ds.ds_config import Batch
 from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.models.layers import init_weights
-from sparse_mlp_ds.models.spec import ModelSpec, MoESpec
+from sparse_mlp_ds.models.spec import MixerSpec, MoESpec
 from sparse_mlp_ds.recipe import MoE, Optimizer
 from sparse_mlp_ds.train import checkpoint, engine, state
 
@@ -19,9 +19,9 @@ IMAGES = 16
 CLASSES = 5
 
 
-def spec(top_k: int = 2) -> ModelSpec:
+def spec(top_k: int = 2) -> MixerSpec:
     """4 patches, 4 experts of each kind, stochastic depth on."""
-    return ModelSpec(
+    return MixerSpec(
         family="sparse_mlp", image_size=8, patch_size=4, width=16, token_hidden=8, channel_hidden=32, dense_blocks=1,
         sparse_blocks=1, sparse_tokens=8, sparse_width=12, drop_path=0.3,
         moe_s=MoESpec(experts=4, top_k=top_k, hidden=16), moe_c=MoESpec(experts=4, top_k=top_k, hidden=24),
