@@ -62,12 +62,18 @@ class MoE(Section):
     """Slots per expert over the even share in MoE_S, in training; null drops nothing."""
     capacity_factor_c: PositiveFloat | None = 1.05
     """The same in MoE_C."""
-    priority: Literal["position", "importance"] = "position"
-    """Who is served first when an expert is full."""
+    priority: Literal["position", "importance", "random", "expert_choice"] = "position"
+    """Who is served first when an expert is full; or `expert_choice`, where experts take the items."""
+    renormalize: bool = False
+    """Divide the kept gate weights by their sum; the paper does not."""
     noise: NonNegativeFloat = 1.0
     """Gate noise in units of the paper's standard deviation 1/N."""
+    balance: Literal["importance_load", "switch"] = "importance_load"
+    """The paper's balance losses, or Switch Transformer's."""
     balance_weight: NonNegativeFloat = 0.01
-    """lambda of the importance and load losses."""
+    """lambda of the balance losses."""
+    z_weight: NonNegativeFloat = 0.0
+    """Weight of the router's z-loss."""
 
 
 class Jitter(Section):

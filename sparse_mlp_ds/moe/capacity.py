@@ -12,16 +12,23 @@ from torch import Tensor
 from sparse_mlp_ds.moe.routes import Choices, Routes
 
 
-def place(choices: Choices, experts: int, groups: int, capacity_factor: float | None, priority: str) -> Routes:
+def place(
+    choices: Choices,
+    experts: int,
+    groups: int,
+    capacity_factor: float | None,
+    priority: str,
+    draws: Tensor | None = None,
+) -> Routes:
     """Return the routes that fit.
 
     groups: number of routing groups G that the N items form, in order. capacity_factor: slots per expert and group over
     the even share K N / (G E); None places everything (evaluation). priority: `position` fills in array order,
     `importance` by the largest gate weight first: V-MoE's Batch Prioritized Routing (3.3), our reading of Sparse-MLP
-    v3's importance-score routing, whose equation was not published.
+    v3's importance-score routing, whose equation was not published; `random` by `draws` [N].
     """
     n, k = choices.expert.shape
-    order = _filling_order(choices, groups, priority)  # [N]
+    order = _filling_order(choices, groups, priority, draws)  # [N]
     # Routes in filling order: every group's first choices, then its second ones.
     item = order.view(groups, 1, n // groups).expand(groups, k, n // groups).reshape(-1)  # [G K N/G]
     choice = torch.arange(k, device=order.device).view(1, k, 1).expand(groups, k, n // groups).reshape(-1)
@@ -42,11 +49,12 @@ def place(choices: Choices, experts: int, groups: int, capacity_factor: float | 
     return Routes(item, choices.weight[item, choice], counts)
 
 
-def _filling_order(choices: Choices, groups: int, priority: str) -> Tensor:
+def _filling_order(choices: Choices, groups: int, priority: str, draws: Tensor | None) -> Tensor:
     """Return item numbers [N], each group's items together, in the order in which they are placed."""
     n = choices.expert.shape[0]
     if priority == "position":
         return torch.arange(n, device=choices.expert.device)
-    score = choices.weight.detach()[:, 0].view(groups, -1)
+    score = draws if priority == "random" else choices.probabilities.detach().amax(dim=1)
+    score = score.view(groups, -1)
     inside = score.argsort(dim=1, descending=True, stable=True)  # [G, N/G]
     return (inside + torch.arange(groups, device=inside.device)[:, None] * (n // groups)).view(-1)

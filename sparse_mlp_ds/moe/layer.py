@@ -9,9 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sparse_mlp_ds import rng
 from sparse_mlp_ds.moe import losses, stats
 from sparse_mlp_ds.moe.capacity import place
+from sparse_mlp_ds.moe.expert_choice import choose
 from sparse_mlp_ds.moe.router import Router
+from sparse_mlp_ds.moe.routes import Choices, Routes
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,19 @@ class Routing:
     capacity_factor: float | None = 1.05
     """Training slots per expert over the even share; None drops nothing. Evaluation never drops."""
     priority: str = "position"
-    """`position` or `importance`, see `capacity.place`."""
+    """`position`, `importance` or `random`, see `capacity.place`; or `expert_choice`, see that file."""
     group_images: int = 8
     """Images per routing group."""
     noise: float = 1.0
     """Gate noise in units of the paper's standard deviation 1/E."""
+    renormalize: bool = False
+    """Divide the kept weights by their sum."""
+    balance: str = "importance_load"
+    """Which balance loss: the paper's `importance_load`, or `switch`."""
     balance_weight: float = 0.01
-    """lambda of the balance losses."""
+    """lambda of the balance loss."""
+    z_weight: float = 0.0
+    """Weight of the z-loss."""
 
 
 class MoELayer(nn.Module):
@@ -42,7 +51,7 @@ class MoELayer(nn.Module):
         nn.Module.__init__(self)
         self.num_experts = experts
         self.routing = routing
-        self.router = Router(dim, experts, top_k, routing.noise)
+        self.router = Router(dim, experts, top_k, routing.noise, routing.renormalize)
         # Keyed by global id, so that a parameter has the same name wherever its expert lives.
         self.experts = nn.ModuleDict({str(i): make_expert() for i in self.local_ids()})
 
@@ -57,19 +66,18 @@ class MoELayer(nn.Module):
         deterministic pass that drops nothing, in which an image's result does not depend on its batch.
         Returns y [B, T, D] and the layer's report. Raises ValueError if B is not a multiple of the routing group.
         """
-        training = keys is not None
-        groups = self._groups(x.shape[0]) if training else 1
         choices = self.router(x, keys)
-        factor = self.routing.capacity_factor if training else None
-        routes = place(choices, self.num_experts, groups, factor, self.routing.priority)
+        groups = x.shape[0] // self.routing.group_images if keys is not None else 1
+        routes = self._routes(choices, keys, x.shape[0], groups)
 
         rows = x.flatten(0, 1).index_select(0, routes.item)  # [R, D], sorted by expert
         rows = self.run_experts(rows, routes.counts)
         weighted = (rows * routes.weight[:, None]).to(x.dtype)
         y = torch.zeros_like(x).flatten(0, 1).index_add(0, routes.item, weighted).view_as(x)
 
-        balance = self._balance(choices, groups) if training else x.new_zeros(())
-        return y, stats.MoEReport(balance, stats.measure(choices, routes))
+        balance = self._balance(choices, groups) if keys is not None else x.new_zeros(())
+        sums = stats.measure(choices, routes, self.routing.priority == "expert_choice")
+        return y, stats.MoEReport(balance, sums)
 
     def run_experts(self, rows: Tensor, counts: Tensor) -> Tensor:
         """Send each expert its rows: rows [R, D] sorted by expert, counts [E] -> [R, D] in the same order."""
@@ -77,13 +85,28 @@ class MoELayer(nn.Module):
         # Idle experts run on zero rows: they stay in the graph and get a zero gradient instead of none.
         return torch.cat([expert(part) for expert, part in zip(self.experts.values(), parts, strict=True)])
 
-    def _groups(self, images: int) -> int:
-        if images % self.routing.group_images:
-            raise ValueError(f"{images} images do not divide into routing groups of {self.routing.group_images}")
-        return images // self.routing.group_images
+    def _routes(self, choices: Choices, keys: Tensor | None, images: int, groups: int) -> Routes:
+        routing = self.routing
+        if keys is not None and images % routing.group_images:
+            raise ValueError(f"{images} images do not divide into routing groups of {routing.group_images}")
+        if routing.priority == "expert_choice":
+            return choose(choices, groups if keys is not None else images, routing.capacity_factor or 1.0)
+        if keys is None or routing.capacity_factor is None:
+            return place(choices, self.num_experts, groups, None, "position")
+        draws = None
+        if routing.priority == "random":
+            items = len(choices.expert) // images
+            draws = rng.uniform(keys, self.router.stream + 1, items).flatten()
+        return place(choices, self.num_experts, groups, routing.capacity_factor, routing.priority, draws)
 
-    def _balance(self, choices, groups: int) -> Tensor:
+    def _balance(self, choices: Choices, groups: int) -> Tensor:
+        routing = self.routing
+        total = routing.z_weight * losses.z_loss(choices) if routing.z_weight else choices.logits.new_zeros(())
+        if routing.priority == "expert_choice":  # even by construction
+            return total
+        if routing.balance == "switch":
+            return total + routing.balance_weight * losses.switch_loss(choices, groups)
         loss = losses.importance_loss(choices, groups)
-        if self.routing.noise > 0:
-            loss = loss + losses.load_loss(choices, groups, self.routing.noise / self.num_experts)
-        return self.routing.balance_weight * loss / 2
+        if routing.noise > 0:
+            loss = loss + losses.load_loss(choices, groups, routing.noise / self.num_experts)
+        return total + routing.balance_weight * loss / 2

@@ -27,6 +27,22 @@ def load_loss(choices: Choices, groups: int, noise_std: float) -> Tensor:
     return _squared_variation(_by_group(stays, groups).sum(dim=1))
 
 
+def switch_loss(choices: Choices, groups: int) -> Tensor:
+    """E x sum_e f_e P_e, f the share of choices and P the mean probability of each expert (Switch, eq. 4; GShard).
+
+    Minimal, at 1, when both are even; averaged over groups.
+    """
+    experts = choices.probabilities.shape[1]
+    chosen = torch.zeros_like(choices.probabilities).scatter_(1, choices.expert, 1.0 / choices.expert.shape[1])
+    share, mean = (_by_group(x, groups).mean(dim=1) for x in (chosen, choices.probabilities))
+    return experts * (share * mean).sum(dim=-1).mean()
+
+
+def z_loss(choices: Choices) -> Tensor:
+    """Mean over items of (log sum exp of the logits)^2, which keeps logits small (ST-MoE, eq. 5). Returns a scalar."""
+    return choices.logits.logsumexp(dim=-1).square().mean()
+
+
 def _by_group(x: Tensor, groups: int) -> Tensor:
     return x.view(groups, -1, x.shape[-1])  # [N, E] -> [G, N/G, E]
 

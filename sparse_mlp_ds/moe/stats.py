@@ -15,19 +15,24 @@ class MoEReport:
     balance: Tensor
     """Scalar: lambda (L_imp + L_load) / 2, to be added to the objective; 0 without keys."""
     sums: Tensor
-    """[E + 3] float32: choices per expert, then choices made, choices dropped, summed entropy of the items' gates."""
+    """[E + 3] float32: choices per expert, then choices made, choices without a place, summed entropy of the gates."""
 
 
-def measure(choices: Choices, routes: Routes) -> Tensor:
-    """Return the sums of `MoEReport` for one forward pass."""
+def measure(choices: Choices, routes: Routes, expert_choice: bool = False) -> Tensor:
+    """Return the sums of `MoEReport` for one forward pass.
+
+    Under expert-choice routing a choice is an expert's, and an item that nobody took counts as K dropped ones.
+    """
     n, k = choices.expert.shape
     experts = choices.logits.shape[1]
     with torch.no_grad():
-        asked = torch.bincount(choices.expert.flatten(), minlength=experts)
+        asked = routes.counts if expert_choice else torch.bincount(choices.expert.flatten(), minlength=experts)
         log_p = choices.logits.log_softmax(dim=-1)
         entropy = -(log_p.exp() * log_p).sum()
         made = torch.full((1,), float(n * k), device=asked.device)
-        return torch.cat([asked.float(), made, made - routes.counts.sum(), entropy.view(1)])
+        taken = torch.zeros(n, device=asked.device).index_fill(0, routes.item, 1.0).sum() * k
+        dropped = made - (taken if expert_choice else routes.counts.sum())
+        return torch.cat([asked.float(), made, dropped, entropy.view(1)])
 
 
 def read(sums: Tensor, top_k: int) -> dict[str, float]:

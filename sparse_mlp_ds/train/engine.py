@@ -40,7 +40,10 @@ def expert_parallel(moe: MoE, ep_sizes: dict[str, int]) -> MakeMoE:
             priority=moe.priority,
             group_images=moe.group_images,
             noise=moe.noise,
+            renormalize=moe.renormalize,
+            balance=moe.balance,
             balance_weight=moe.balance_weight,
+            z_weight=moe.z_weight,
         )
         make_expert = lambda: Mlp(dim, spec.hidden)  # noqa: E731
         return ExpertParallelMoE(dim, spec.experts, spec.top_k, make_expert, routing, ep_size=ep_sizes[kind])

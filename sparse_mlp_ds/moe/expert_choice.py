@@ -1,0 +1,26 @@
+"""Expert-choice routing (Zhou et al., 2022): each expert takes the items that weigh most for it.
+
+Load is even by construction, and an item may be taken by any number of experts, or by none.
+"""
+
+import math
+
+import torch
+
+from sparse_mlp_ds.moe.routes import Choices, Routes
+
+
+def choose(choices: Choices, groups: int, capacity_factor: float) -> Routes:
+    """Return what each expert takes: in every group its ceil(capacity_factor K N / (G E)) best items.
+
+    groups: number of routing groups G that the N items form, in order. In evaluation each image is a group of its own,
+    so that what is taken does not depend on the batch.
+    """
+    n, experts = choices.probabilities.shape
+    size = n // groups
+    capacity = min(math.ceil(capacity_factor * choices.expert.shape[1] * size / experts), size)
+    weight, item = choices.probabilities.view(groups, size, experts).topk(capacity, dim=1)  # [G, C, E]
+    item = item + torch.arange(groups, device=item.device)[:, None, None] * size
+    counts = torch.full((experts,), groups * capacity, device=item.device)
+    by_expert = (2, 0, 1)  # [G, C, E] -> [E, G, C], the order of dispatch
+    return Routes(item.permute(by_expert).flatten(), weight.permute(by_expert).flatten(), counts)
