@@ -25,9 +25,11 @@ def _weights(run: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
+    shared_memory = set(Path("/dev/shm").glob("deepspeed*"))
     with Launch(folder, *SHORT) as launch:
         assert launch.wait() == 0, launch.output()
-        return folder / "runs/digits", launch.output()
+    assert set(Path("/dev/shm").glob("deepspeed*")) == shared_memory, "the run left shared memory behind"
+    return folder / "runs/digits", launch.output()
 
 
 def test_a_run_leaves_what_the_contract_says(uninterrupted):
