@@ -117,7 +117,7 @@ def _valid_keys(loc: Sequence[int | str], tree: dict[str, Any]) -> list[str]:
             model = _STAGE_KINDS[part]
         elif part in model.model_fields:
             model = _section_of(model.model_fields[part].annotation) or model
-    return list(model.model_fields)
+    return [*model.model_fields, "name"] if loc == ("model",) else list(model.model_fields)
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:

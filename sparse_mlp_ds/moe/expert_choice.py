@@ -16,7 +16,7 @@ def choose(choices: Choices, groups: int, capacity_factor: float) -> Routes:
     groups: number of routing groups G that the N items form, in order. In evaluation each image is a group of its own,
     so that what is taken does not depend on the batch.
     """
-    n, experts = choices.probabilities.shape
+    n, experts = choices.logits.shape
     size = n // groups
     capacity = min(math.ceil(capacity_factor * choices.expert.shape[1] * size / experts), size)
     weight, item = choices.probabilities.view(groups, size, experts).topk(capacity, dim=1)  # [G, C, E]

@@ -32,10 +32,10 @@ def switch_loss(choices: Choices, groups: int) -> Tensor:
 
     Minimal, at 1, when both are even; averaged over groups.
     """
-    experts = choices.probabilities.shape[1]
-    chosen = torch.zeros_like(choices.probabilities).scatter_(1, choices.expert, 1.0 / choices.expert.shape[1])
-    share, mean = (_by_group(x, groups).mean(dim=1) for x in (chosen, choices.probabilities))
-    return experts * (share * mean).sum(dim=-1).mean()
+    probabilities = choices.probabilities
+    chosen = torch.zeros_like(probabilities).scatter_(1, choices.expert, 1.0 / choices.expert.shape[1])
+    share, mean = (_by_group(x, groups).mean(dim=1) for x in (chosen, probabilities))
+    return probabilities.shape[1] * (share * mean).sum(dim=-1).mean()
 
 
 def z_loss(choices: Choices) -> Tensor:

@@ -37,8 +37,7 @@ class Router(nn.Module):
             draws = rng.normal(keys, self.stream, items * experts).view_as(logits)
             noisy = logits + draws * (self.noise / experts)
         probabilities = noisy.softmax(dim=-1)
-        probabilities = probabilities.flatten(0, 1)
-        weight, expert = probabilities.topk(self.top_k, dim=-1)  # [N, K]
+        weight, expert = probabilities.flatten(0, 1).topk(self.top_k, dim=-1)  # [N, K]
         if self.renormalize:
             weight = weight / weight.sum(dim=-1, keepdim=True)
-        return Choices(expert, weight, probabilities, logits.flatten(0, 1), noisy.flatten(0, 1))
+        return Choices(expert, weight, logits.flatten(0, 1), noisy.flatten(0, 1))

@@ -17,12 +17,15 @@ class Choices:
     """[N, K] int64, global expert ids, best first."""
     weight: Tensor
     """[N, K] float32, softmax values kept as they are, unless the router renormalises them over the K."""
-    probabilities: Tensor
-    """[N, E] float32, softmax of the noisy logits."""
     logits: Tensor
     """[N, E] float32, without noise."""
     noisy_logits: Tensor
     """[N, E] float32; the same tensor as `logits` where no noise was drawn."""
+
+    @property
+    def probabilities(self) -> Tensor:
+        """[N, E] float32, softmax of the noisy logits: the gate before top-k."""
+        return self.noisy_logits.softmax(dim=-1)
 
 
 @dataclass(frozen=True)
