@@ -54,7 +54,7 @@ def _filling_order(choices: Choices, groups: int, priority: str, draws: Tensor |
     n = choices.expert.shape[0]
     if priority == "position":
         return torch.arange(n, device=choices.expert.device)
-    score = draws if priority == "random" else choices.probabilities.detach().amax(dim=1)
+    score = draws if priority == "random" else choices.weight.detach()[:, 0]
     score = score.view(groups, -1)
     inside = score.argsort(dim=1, descending=True, stable=True)  # [G, N/G]
     return (inside + torch.arange(groups, device=inside.device)[:, None] * (n // groups)).view(-1)

@@ -30,7 +30,7 @@ class Routing:
     noise: float = 1.0
     """Gate noise in units of the paper's standard deviation 1/E."""
     renormalize: bool = False
-    """Divide the kept weights by their sum."""
+    """Divide an item's K weights by their sum, as GShard does for K = 2 and the paper does not."""
     balance: str = "importance_load"
     """Which balance loss: the paper's `importance_load`, or `switch`."""
     balance_weight: float = 0.01
@@ -51,7 +51,7 @@ class MoELayer(nn.Module):
         nn.Module.__init__(self)
         self.num_experts = experts
         self.routing = routing
-        self.router = Router(dim, experts, top_k, routing.noise, routing.renormalize)
+        self.router = Router(dim, experts, top_k, routing.noise)
         # Keyed by global id, so that a parameter has the same name wherever its expert lives.
         self.experts = nn.ModuleDict({str(i): make_expert() for i in self.local_ids()})
 
@@ -72,7 +72,10 @@ class MoELayer(nn.Module):
 
         rows = x.flatten(0, 1).index_select(0, routes.item)  # [R, D], sorted by expert
         rows = self.run_experts(rows, routes.counts)
-        weighted = (rows * routes.weight[:, None]).to(x.dtype)
+        weight = routes.weight
+        if self.routing.renormalize:
+            weight = weight / choices.weight.sum(dim=1)[routes.item]
+        weighted = (rows * weight[:, None]).to(x.dtype)
         y = torch.zeros_like(x).flatten(0, 1).index_add(0, routes.item, weighted).view_as(x)
 
         balance = self._balance(choices, groups) if keys is not None else x.new_zeros(())

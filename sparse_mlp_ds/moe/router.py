@@ -11,15 +11,11 @@ from sparse_mlp_ds.moe.routes import Choices
 class Router(nn.Module):
     """A bias-free linear gate, in float32 under every precision, because ties in bf16 choose other experts."""
 
-    def __init__(self, dim: int, experts: int, top_k: int, noise: float = 1.0, renormalize: bool = False):
-        """noise: scales the paper's standard deviation 1/E; 0 switches it off.
-
-        renormalize: divide the K kept weights by their sum, as GShard does for K = 2 and the paper does not.
-        """
+    def __init__(self, dim: int, experts: int, top_k: int, noise: float = 1.0):
+        """`noise` scales the paper's standard deviation 1/E; 0 switches it off."""
         super().__init__()
         self.top_k = top_k
         self.noise = noise
-        self.renormalize = renormalize
         self.weight = nn.Parameter(torch.empty(experts, dim))
         self.stream = 0  # set by models.registry.build from the layer's name
 
@@ -38,6 +34,4 @@ class Router(nn.Module):
             noisy = logits + draws * (self.noise / experts)
         probabilities = noisy.softmax(dim=-1)
         weight, expert = probabilities.flatten(0, 1).topk(self.top_k, dim=-1)  # [N, K]
-        if self.renormalize:
-            weight = weight / weight.sum(dim=-1, keepdim=True)
         return Choices(expert, weight, logits.flatten(0, 1), noisy.flatten(0, 1))

@@ -16,7 +16,7 @@ class Choices:
     expert: Tensor
     """[N, K] int64, global expert ids, best first."""
     weight: Tensor
-    """[N, K] float32, softmax values kept as they are, unless the router renormalises them over the K."""
+    """[N, K] float32, softmax values as they are (Sparse-MLP 2.1 does not renormalise them)."""
     logits: Tensor
     """[N, E] float32, without noise."""
     noisy_logits: Tensor
