@@ -28,6 +28,7 @@ setup(
         "kornia>=0.8",
         "numpy>=2",
         "pillow>=11",
+        "psutil>=6",
         "pydantic>=2.10",
         "rich>=13",
         "safetensors>=0.5",

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
+import psutil
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
@@ -55,6 +56,8 @@ def process_group(timeout_seconds: float = 600) -> Iterator[None]:
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size())))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_here))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if backend == "gloo":
+        _choose_interface(os.environ["MASTER_ADDR"])
     torch_dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
     try:
         yield
@@ -115,6 +118,19 @@ def on_rank_zero(function: Callable[[], T]) -> T:
     if isinstance(box[0], ReportedError):
         raise box[0]
     return box[0]
+
+
+def _choose_interface(master: str) -> None:
+    """Let gloo use the interface that leads to the master, unless the user chose one.
+
+    Left alone it takes the address of the host's own name, which Debian sets to 127.0.1.1: no other host reaches that.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((master, 9))  # sends nothing, but makes the kernel choose a route
+        own = probe.getsockname()[0]
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == own for address in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def _free_port() -> int:

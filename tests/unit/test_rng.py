@@ -28,10 +28,6 @@ def test_uniform_fills_the_half_open_unit_interval_evenly():
     assert 50 < chi_squared < 170  # 99 degrees of freedom: 99 +- 14
 
 
-def test_the_largest_uniform_is_below_one():
-    assert torch.tensor(2**24 - 1).to(torch.float32) * 2.0**-24 < 1
-
-
 def test_normal_is_finite_and_standard_over_ten_million_draws():
     total, squares, fourth = 0.0, 0.0, 0.0
     for stream in range(10):
@@ -42,16 +38,6 @@ def test_normal_is_finite_and_standard_over_ten_million_draws():
     assert total / 1e7 == pytest.approx(0, abs=2e-3)  # 6 standard errors
     assert squares / 1e7 == pytest.approx(1, abs=3e-3)
     assert fourth / 1e7 == pytest.approx(3, abs=2e-2)
-
-
-def test_normal_is_finite_at_both_ends_of_its_grid():
-    steps = torch.tensor([0, 1, 2**22, 2**23 - 2, 2**23 - 1]).to(torch.float32)
-    ends = torch.special.ndtri((steps + 0.5) * 2.0**-23)
-    assert ends.dtype == torch.float32
-    assert ends.isfinite().all()
-    assert (ends.diff() > 0).all()
-    assert ends[-1] == pytest.approx(5.29, abs=0.02)
-    assert ends[0] == pytest.approx(-5.29, abs=0.02)
 
 
 @both
@@ -136,3 +122,30 @@ def test_the_generator_is_split_mix_64():
         state = _split_mix((key & MASK) ^ stream, 0)
         expected = [(_split_mix(state, n) >> 40) * 2.0**-24 for n in range(1, 9)]
         assert rng.uniform(torch.tensor([key]), stream, 8)[0].tolist() == expected
+
+
+def _key_of(bits, stream):
+    """The key whose first draw in a stream has these 64 bits: SplitMix64 backwards."""
+
+    def before_mix(z):
+        for shift, factor in ((31, 0x94D049BB133111EB), (27, 0xBF58476D1CE4E5B9), (30, 1)):
+            shifted = z
+            for _ in range(64 // shift):
+                z = shifted ^ (z >> shift)
+            z = z * pow(factor, -1, 2**64) & MASK
+        return z
+
+    key = before_mix((before_mix(bits) - 0x9E3779B97F4A7C15) & MASK) ^ stream
+    return key - 2**64 if key >> 63 else key
+
+
+def test_the_extreme_bits_stay_inside_the_interval_and_finite():
+    extremes = [0, 2**40 - 1, 2**63, MASK - (2 << 41), MASK - (1 << 41), MASK]  # the last: 64 ones
+    keys = torch.tensor([_key_of(bits, 9) for bits in extremes])
+    assert rng.uniform(keys, 9, 1)[:, 0].tolist() == [(bits >> 40) * 2.0**-24 for bits in extremes]
+    draws = rng.normal(keys, 9, 1)[:, 0]
+    assert draws.dtype == torch.float32
+    # the inverse normal distribution function at half a step of 2^-23 inside (0, 1)
+    assert draws[[0, 1, 5]].tolist() == pytest.approx([-5.2947, -5.2947, 5.2947], abs=1e-2)
+    assert draws[2] == pytest.approx(0, abs=1e-6)
+    assert draws[3] < draws[4] < draws[5]
