@@ -47,23 +47,28 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _models(args: argparse.Namespace) -> None:
-    import torch
+    from dataclasses import asdict
+
     from rich.console import Console
     from rich.table import Table
 
-    from sparse_mlp_ds.models import registry
+    from sparse_mlp_ds.models import macs, registry
 
     rows = []
     for name, spec in registry.PRESETS.items():
-        with torch.device("meta"):
-            params = sum(p.numel() for p in registry.build(spec).parameters())
-        rows.append({"name": name, "family": spec.family, "params": params, "depth": spec.depth})
+        shape = {key: getattr(spec, key) for key in ("depth", "width", "image_size", "patch_size")}
+        rows.append({"name": name, "family": spec.family} | asdict(macs.cost(spec)) | shape)
     if args.json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table("name", "family", "params", "depth", title="registered models, without classifier head")
+    table = Table(title="registered models, without classifier head", box=None, padding=(0, 1, 0, 0))
+    for key, value in rows[0].items():
+        text = isinstance(value, str)
+        table.add_column(key.replace("_", " "), justify="left" if text else "right", no_wrap=text)
     for row in rows:
-        table.add_row(row["name"], row["family"], f"{row['params']:,}", str(row["depth"]))
+        short = {key: f"{row[key] / 1e6:.2f}M" for key in ("params", "params_active")}
+        short["macs"] = f"{row['macs'] / 1e9:.2f}G"
+        table.add_row(*(str(value) for value in (row | short).values()))
     Console().print(table)
 
 

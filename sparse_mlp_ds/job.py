@@ -61,6 +61,11 @@ def resolve(
     for data in (train, val):
         index.check_labels(data, recipe.data.classes)
     for name, batch in batches.items():
+        start = recipe.stages[name].init_from
+        if start and not start.path.is_file():
+            raise UserError(
+                f"{source}: stages.{name}.init_from.path {start.path}: no such file; give a .safetensors or .npz"
+            )
         if batch.total > len(train):
             raise UserError(
                 f"{source}: stages.{name}.batch_size {batch.total} exceeds the {len(train)} images of "

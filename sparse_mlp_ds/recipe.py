@@ -124,9 +124,24 @@ class Optimizer(Section):
     warmup_epochs: NonNegativeFloat = 0.0
 
 
+class InitFrom(Section):
+    """A file of weights that a first stage starts from: timm's or Google's Mixers, or this package's own."""
+
+    path: Path
+    """.safetensors or .npz."""
+    upcycle: bool = False
+    """The file is a dense Mixer and the model sparse: dense MLPs become experts where shapes allow it."""
+    noise: NonNegativeFloat = 0.0
+    """Relative size of what upcycling adds to each expert's weights, so that they differ."""
+    resize: Literal["bilinear", "bicubic", "block"] = "bilinear"
+    """How token-mixing weights come to another number of patches."""
+
+
 class TrainingStage(Section):
     """What pretraining and fine-tuning have in common."""
 
+    init_from: InitFrom | None = None
+    """Weights to start from; the stage before it, if there is one, is then not looked at."""
     epochs: PositiveFloat
     batch_size: PositiveInt
     """Images per optimizer step over all ranks."""

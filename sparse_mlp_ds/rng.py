@@ -32,6 +32,11 @@ def sample_keys(seed: int, numbers: Tensor, stream: str) -> Tensor:
     return _mix(_mix(numbers + _wrap(seed * 0x9E3779B1)) ^ stream_id(stream))
 
 
+def fold(keys: Tensor, number: int) -> Tensor:
+    """Return other keys [B] for the `number`-th use of what draws more than once, such as a layer shared over depth."""
+    return _mix(keys + _wrap((number + 1) * _GAMMA))
+
+
 def uniform(keys: Tensor, stream: int, n: int) -> Tensor:
     """Return [B, N] float32 in [0, 1), from keys [B] and the number of one stream."""
     return _shift_right(_bits(keys, stream, n), 40).to(torch.float32) * 2.0**-24

@@ -3,41 +3,56 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from sparse_mlp_ds.models.layers import DropPath, Mlp, PatchEmbed, Reports
+from sparse_mlp_ds.models.layers import LN_EPS, DropPath, Mlp, PatchEmbed, Reports
 
 
 class MixerBlock(nn.Module):
     """y1 = x + t(MLP_S(t(norm x))); y = y1 + MLP_C(norm y1), t swaps the patch and channel axes (Sparse-MLP 2.2)."""
 
-    def __init__(self, tokens: int, width: int, token_hidden: int, channel_hidden: int, drop_path: float):
+    def __init__(
+        self, tokens: int, width: int, token_hidden: int, channel_hidden: int, dropout: float, drop_path: float
+    ):
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
-        self.mlp_tokens = Mlp(tokens, token_hidden)
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp_channels = Mlp(width, channel_hidden)
+        self.norm1 = nn.LayerNorm(width, eps=LN_EPS)
+        self.mlp_tokens = Mlp(tokens, token_hidden, dropout)
+        self.norm2 = nn.LayerNorm(width, eps=LN_EPS)
+        self.mlp_channels = Mlp(width, channel_hidden, dropout)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, keys: Tensor | None) -> tuple[Tensor, Reports]:
         """x: [B, S, C] -> the same shape."""
-        x = x + self.drop_path(self.mlp_tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2), keys)
-        x = x + self.drop_path(self.mlp_channels(self.norm2(x)), keys)
+        x = x + self.drop_path(self.mlp_tokens(self.norm1(x).transpose(1, 2), keys).transpose(1, 2), keys)
+        x = x + self.drop_path(self.mlp_channels(self.norm2(x), keys), keys)
         return x, {}
 
 
 class PatchMixer(nn.Module):
     """An isotropic model over patches: whatever blocks it is given, between a patch projection and a linear head.
 
-    MLP-Mixer with `MixerBlock`s, Sparse-MLP when the last ones are `SparseBlock`s.
+    MLP-Mixer with `MixerBlock`s, Sparse-MLP when the last ones are `SparseBlock`s, gMLP with `GmlpBlock`s;
+    `vit.VisionTransformer` adds what attention needs.
     """
 
-    def __init__(self, patch_size: int, width: int, blocks: Sequence[nn.Module], classes: int = 0):
-        """classes: outputs of the head; 0 builds none."""
+    def __init__(
+        self,
+        patch_size: int,
+        width: int,
+        blocks: Sequence[nn.Module],
+        classes: int = 0,
+        checkpoint_blocks: bool = False,
+    ):
+        """classes: outputs of the head; 0 builds none.
+
+        checkpoint_blocks: keep each block's input alone and compute the block again in the backward pass.
+        """
         super().__init__()
         self.width = width
+        self.checkpoint_blocks = checkpoint_blocks
         self.patch_embed = PatchEmbed(patch_size, width)
         self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width, eps=LN_EPS)
         self.reset_head(classes)
 
     def reset_head(self, classes: int) -> None:
@@ -46,16 +61,24 @@ class PatchMixer(nn.Module):
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
 
+    def embed(self, images: Tensor) -> Tensor:
+        """Return what the first block gets: [B, 3, H, W] -> [B, S, C]."""
+        return self.patch_embed(images)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Return features [B, C] of normalised tokens [B, S, C]."""
+        return x.mean(dim=1)
+
     def forward_features(self, images: Tensor, keys: Tensor | None = None) -> tuple[Tensor, Reports]:
         """Return pooled features [B, C] and the MoE layers' reports.
 
         images: [B, 3, H, W], normalised. keys: [B] sample keys in training, None for a deterministic pass.
         """
-        x, reports = self.patch_embed(images), {}
+        x, reports = self.embed(images), {}
         for index, block in enumerate(self.blocks):
-            x, block_reports = block(x, keys)
+            x, block_reports = self._run(block, x, keys)
             reports |= {f"{index}.{name}": report for name, report in block_reports.items()}
-        return self.norm(x).mean(dim=1), reports
+        return self.pool(self.norm(x)), reports
 
     def forward_head(self, features: Tensor) -> Tensor:
         """Return logits [B, classes] from features [B, C]."""
@@ -65,3 +88,10 @@ class PatchMixer(nn.Module):
         """Return logits [B, classes] and the MoE layers' reports."""
         features, reports = self.forward_features(images, keys)
         return self.forward_head(features), reports
+
+    def _run(self, block: nn.Module, x: Tensor, keys: Tensor | None) -> tuple[Tensor, Reports]:
+        if not self.checkpoint_blocks:
+            return block(x, keys)
+        # Every draw is keyed by sample, so the second run repeats the first without any generator's state. What it
+        # reports is dropped, and its graph is that of the reports returned here.
+        return checkpoint(block, x, keys, use_reentrant=False, preserve_rng_state=False)

@@ -4,11 +4,39 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from sparse_mlp_ds.models.layers import DropPath, Mlp, Reports, Rerepresent
+from sparse_mlp_ds.models.layers import LN_EPS, Dropout, DropPath, Mlp, Reports
 from sparse_mlp_ds.models.spec import MoESpec
 
 MakeMoE = Callable[[str, int, MoESpec], nn.Module]
 """(mixing type, item length, experts) -> an MoE layer: `moe_s` or `moe_c`."""
+
+
+class Rerepresent(nn.Module):
+    """Change the shape of the representation: [B, S, C] -> [B, S_out, C_out] (Sparse-MLP, Algorithm 1).
+
+    LayerNorm and a projection with GELU on each axis. On the way into a sparse block the patch axis is projected first,
+    on the way out last; the skip connections of the block neither start before nor end behind it.
+    """
+
+    def __init__(self, tokens: tuple[int, int], width: tuple[int, int], tokens_first: bool):
+        """tokens: (S, S_out). width: (C, C_out)."""
+        super().__init__()
+        self.tokens_first = tokens_first
+        self.norm1 = nn.LayerNorm(width[0], eps=LN_EPS)
+        self.norm2 = nn.LayerNorm(width[0] if tokens_first else width[1], eps=LN_EPS)
+        self.tokens = nn.Linear(*tokens)
+        self.channels = nn.Linear(*width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Project both axes."""
+        first, second = (self._tokens, self._channels) if self.tokens_first else (self._channels, self._tokens)
+        return second(self.norm2(first(self.norm1(x))))
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        return nn.functional.gelu(self.tokens(x.transpose(1, 2))).transpose(1, 2)
+
+    def _channels(self, x: Tensor) -> Tensor:
+        return nn.functional.gelu(self.channels(x))
 
 
 class SparseBlock(nn.Module):
@@ -25,6 +53,7 @@ class SparseBlock(nn.Module):
         moe_s: MoESpec,
         moe_c: MoESpec,
         make_moe: MakeMoE,
+        dropout: float,
         drop_path: float,
         rerepresent: bool = True,
     ):
@@ -34,11 +63,12 @@ class SparseBlock(nn.Module):
         """
         super().__init__()
         self.rerepresent1 = Rerepresent(tokens, width, tokens_first=True) if rerepresent else nn.Identity()
-        self.norm1 = nn.LayerNorm(width[1])
-        self.moe_s = _mixing("moe_s", tokens[1], moe_s, make_moe)
-        self.norm2 = nn.LayerNorm(width[1])
-        self.moe_c = _mixing("moe_c", width[1], moe_c, make_moe)
+        self.norm1 = nn.LayerNorm(width[1], eps=LN_EPS)
+        self.moe_s = mixing("moe_s", tokens[1], moe_s, make_moe, dropout)
+        self.norm2 = nn.LayerNorm(width[1], eps=LN_EPS)
+        self.moe_c = mixing("moe_c", width[1], moe_c, make_moe, dropout)
         self.rerepresent2 = Rerepresent(tokens[::-1], width[::-1], tokens_first=False) if rerepresent else nn.Identity()
+        self.dropout = nn.ModuleDict({kind: Dropout(dropout) for kind in ("moe_s", "moe_c")})
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, keys: Tensor | None) -> tuple[Tensor, Reports]:
@@ -53,10 +83,15 @@ class SparseBlock(nn.Module):
     def _mix(self, name: str, x: Tensor, keys: Tensor | None, reports: Reports) -> Tensor:
         layer = getattr(self, name)
         if isinstance(layer, Mlp):
-            return layer(x)
+            return layer(x, keys)
         y, reports[name] = layer(x, keys)
-        return y
+        return self.dropout[name](y, keys)
 
 
-def _mixing(name: str, dim: int, spec: MoESpec, make_moe: MakeMoE) -> nn.Module:
-    return make_moe(name, dim, spec) if spec.experts else Mlp(dim, spec.hidden)
+def mixing(kind: str, dim: int, spec: MoESpec, make_moe: MakeMoE, dropout: float) -> nn.Module:
+    """Build an MoE layer, or the one dense MLP that 0 experts mean.
+
+    Dropout inside an MLP needs to know whose rows it sees, which experts do not: an MoE layer's output is dropped by
+    the block instead.
+    """
+    return make_moe(kind, dim, spec) if spec.experts else Mlp(dim, spec.hidden, dropout)

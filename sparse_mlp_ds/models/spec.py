@@ -29,7 +29,7 @@ class MoESpec(Spec):
 
 
 class PatchSpec(Spec):
-    """What every model over patches has."""
+    """What every model over patches has; `depth`, its number of blocks, is a field or a property."""
 
     family: str
     image_size: int = Field(ge=1)
@@ -40,6 +40,15 @@ class PatchSpec(Spec):
     """Channels C."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     """Stochastic depth of the last block; it grows linearly from 0 at the first."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout inside MLPs, after GELU and at the end; of an MoE layer, of its output."""
+    checkpoint_blocks: bool = False
+    """Compute each block again in the backward pass instead of keeping its activations: less memory, more time."""
+
+    @property
+    def experts(self) -> dict[str, MoESpec]:
+        """The experts that the model really has, by mixing type (`moe_s`, `moe_c`)."""
+        return {}
 
     @property
     def tokens(self) -> int:
@@ -98,7 +107,7 @@ class MixerSpec(PatchSpec):
 
     @property
     def experts(self) -> dict[str, MoESpec]:
-        """The experts that the model really has, by mixing type."""
+        """The experts of the sparse blocks."""
         found = {"moe_s": self.moe_s, "moe_c": self.moe_c} if self.sparse_blocks else {}
         return {kind: moe for kind, moe in found.items() if moe is not None and moe.experts}
 
@@ -108,3 +117,79 @@ class MixerSpec(PatchSpec):
         if self.sparse_blocks and not (self.moe_s and self.moe_c and shaped):
             raise ValueError("sparse_blocks need moe_s, moe_c, sparse_tokens and sparse_width; give them")
         return self
+
+
+class GmlpSpec(PatchSpec):
+    """A gMLP, or with tiny attention an aMLP."""
+
+    family: Literal["gmlp", "amlp"]
+    depth: int = Field(ge=1)
+    """Blocks."""
+    hidden: int = Field(ge=2, multiple_of=2)
+    """Channels F behind a block's first projection (d_ffn); the gate halves them."""
+    attention: int = Field(default=64, ge=1)
+    """Size of the one head of an aMLP's attention; a gMLP has none."""
+
+
+class TransformerSpec(PatchSpec):
+    """What every model with multi-head attention has."""
+
+    depth: int = Field(ge=1)
+    """Blocks."""
+    heads: int = Field(ge=1)
+    """Attention heads; each has width / heads channels."""
+    pool: Literal["cls", "mean"]
+    """An image's features: a class token, or the mean over patches, without one."""
+
+    @model_validator(mode="after")
+    def _whole_heads(self):
+        if self.width % self.heads:
+            raise ValueError(f"heads {self.heads} do not divide width {self.width}")
+        if self.width % 4:
+            raise ValueError(f"width {self.width} is not a multiple of 4, which the sine-cosine positions need")
+        return self
+
+
+class VitSpec(TransformerSpec):
+    """A ViT, or with `moe_c` a V-MoE."""
+
+    family: Literal["vit", "vmoe"]
+    channel_hidden: int = Field(ge=1)
+    """Hidden width of the dense blocks' MLP."""
+    moe_c: MoESpec | None = None
+    """Experts in place of the MLP, in the blocks that `moe_placement` names."""
+    moe_placement: str = Field(default="every2", pattern=r"^(every2|last[1-9]\d*)$")
+    """`every2`: the odd blocks, counted from 0; `lastN`: the last N of those (V-MoE's names)."""
+
+    def is_sparse(self, block: int) -> bool:
+        """Say whether a block, counted from 0, has experts in place of its MLP."""
+        odd = range(1, self.depth, 2)
+        last = len(odd) if self.moe_placement == "every2" else int(self.moe_placement.removeprefix("last"))
+        return self.moe_c is not None and block in odd[-last:]
+
+    @property
+    def experts(self) -> dict[str, MoESpec]:
+        """The experts of the sparse blocks."""
+        sparse = any(self.is_sparse(block) for block in range(self.depth))
+        return {"moe_c": self.moe_c} if sparse and self.moe_c.experts else {}
+
+    @model_validator(mode="after")
+    def _complete(self):
+        if self.family == "vmoe" and self.moe_c is None:
+            raise ValueError("family vmoe needs moe_c; give it, or take a ViT")
+        if self.moe_placement != "every2" and int(self.moe_placement[4:]) > self.depth // 2:
+            raise ValueError(f"moe_placement {self.moe_placement} exceeds the {self.depth // 2} odd blocks; lower it")
+        return self
+
+
+class WideNetSpec(TransformerSpec):
+    """A WideNet: one attention layer and one set of experts serve all blocks, each block has its own LayerNorms."""
+
+    family: Literal["widenet"]
+    moe_c: MoESpec
+    """The experts."""
+
+    @property
+    def experts(self) -> dict[str, MoESpec]:
+        """The shared experts."""
+        return {"moe_c": self.moe_c} if self.moe_c.experts else {}

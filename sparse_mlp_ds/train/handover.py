@@ -4,13 +4,33 @@ from torch import nn
 
 from sparse_mlp_ds import dist
 from sparse_mlp_ds.errors import UserError
+from sparse_mlp_ds.job import Job
 from sparse_mlp_ds.log.console import say
-from sparse_mlp_ds.recipe import Evaluate, Finetune, Stage
+from sparse_mlp_ds.recipe import Evaluate, Finetune, Stage, TrainingStage
 from sparse_mlp_ds.train import state
 from sparse_mlp_ds.train.checkpoint import Reader
 from sparse_mlp_ds.train.run_folder import RunFolder
+from sparse_mlp_ds.weights.load import load_into
 
 HEAD = "backbone.head."
+
+
+def load_start(module: nn.Module, stage: TrainingStage, job: Job) -> None:
+    """Fill a training stage's backbone from the file that its `init_from` names, and say what was loaded."""
+    start = stage.init_from
+    if start is None:
+        return
+    coverage = load_into(
+        module.backbone,
+        job.recipe.spec,
+        start.path,
+        mode=start.resize,
+        upcycle=start.upcycle,
+        noise=start.noise,
+        seed=job.recipe.train.seed,
+    )
+    if dist.rank() == 0:
+        say(coverage.table())
 
 
 def load_previous(module: nn.Module, stage: Stage, folder: RunFolder) -> None:

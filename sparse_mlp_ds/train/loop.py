@@ -55,7 +55,11 @@ def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder, sinks: 
     progress = folder.progress
     resumes = progress.stage == name
     if not resumes:
-        handover.load_previous(method.module, stage, folder)
+        handover.load_start(method.module, stage, job)
+        if stage.init_from is None:
+            handover.load_previous(method.module, stage, folder)
+        if method.averaged is not None:
+            method.averaged.follow(dict(method.module.named_parameters()), momentum=0.0)
     engine = engines.build(method.module, stage.optimizer, batch, job.ds_config)
     if resumes:
         state.restore(engine, method.averaged, checkpoint.Reader(folder.start), progress.stage_step)

@@ -28,6 +28,7 @@ BAD_VALUES = {
     "model.name=mixer_s61": ("model", "no model 'mixer_s61'; did you mean 'mixer_s16'?"),
     "model.nam=x": ("model.nam", "did you mean 'name'?"),
     "model.moe_s.expert=4": ("model.moe_s.expert", "unknown key in model.moe_s; did you mean 'experts'?"),
+    "model={name: vit_b16, hads: 4}": ("model.hads", "unknown key in model; did you mean 'heads'?"),
     "model.moe_s.top_k=9": ("model.moe_s", "top_k 9 exceeds experts 4; lower top_k or add experts"),
     "model.patch_size=5": ("model", "patch_size 5 does not divide image_size 16"),
     "model.moe_s=null": ("model", "sparse_blocks need moe_s, moe_c, sparse_tokens and sparse_width"),

@@ -1,0 +1,1 @@
+"""Weights from files: read, translated, resized to another patch grid, upcycled from dense to sparse."""
