@@ -1,7 +1,7 @@
 """One MoE layer, forward and backward, against a dense MLP of the same MACs and DeepSpeed's stock MoE, in one run.
 
-Sizes are Sparse-B's and Sparse-L's on 16 images: MoE_S routes 384 items of length 392, hidden 768, K = 1; MoE_C 392 items
-of 384, hidden 1536, 4 experts, K = 2 (Sparse-MLP, table 2).
+Sizes are Sparse-B's and Sparse-L's on 16 images: MoE_S routes 384 items of length 392, hidden 768, K = 1; MoE_C 392
+items of 384, hidden 1536, 4 experts, K = 2 (Sparse-MLP, table 2).
 """
 
 import argparse

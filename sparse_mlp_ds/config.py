@@ -76,7 +76,7 @@ def _apply(tree: dict[str, Any], override: str) -> str:
 
 def _child(node: Any, part: str, override: str) -> Any:
     if isinstance(node, list):
-        if not part.isdigit() or int(part) >= len(node):
+        if not part.isdecimal() or int(part) >= len(node):
             raise UserError(f"--set {override}: '{part}' is not an item of that list; items are 0 to {len(node) - 1}")
         return node[int(part)]
     if isinstance(node, dict):
@@ -110,12 +110,13 @@ def _explain(error: dict[str, Any], tree: dict[str, Any], path: Path, overridden
 def _valid_keys(loc: Sequence[int | str], tree: dict[str, Any]) -> list[str]:
     """Return the keys that the section at `loc` may hold; which, for a model, depends on the one that `tree` names."""
     model: type[BaseModel] = Recipe
-    for part in loc:
-        if part == "model" and model is Recipe:
-            model = type(registry.PRESETS[tree["model"]["name"]])
-        elif part in _STAGE_KINDS and model is Recipe:
-            model = _STAGE_KINDS[part]
-        elif part in model.model_fields:
+    rest = list(loc)
+    if loc[:1] == ("model",):
+        model, rest = type(registry.PRESETS[tree["model"]["name"]]), rest[1:]
+    elif loc[:1] == ("stages",) and len(loc) > 2:  # ("stages", its name, its kind, ...)
+        model, rest = _STAGE_KINDS[loc[2]], rest[3:]
+    for part in rest:
+        if part in model.model_fields:
             model = _section_of(model.model_fields[part].annotation) or model
     return [*model.model_fields, "name"] if loc == ("model",) else list(model.model_fields)
 

@@ -5,6 +5,7 @@ DeepSpeed itself accepts unknown top-level keys in silence (a misspelt `gradient
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def load(path: str | None) -> dict[str, Any]:
     if path is None:
         raise UserError("--ds_config is missing; give a DeepSpeed JSON, for example --ds_config ds_configs/moe.json")
     try:
-        config = json.loads(Path(path).read_text(), object_pairs_hook=_no_duplicates)
+        text = Path(path).read_text()
+        config = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except OSError as error:
         raise UserError(f"--ds_config {path}: {error.strerror}; the default is ds_configs/moe.json")
     except (ValueError, UnicodeDecodeError) as error:
@@ -86,11 +88,10 @@ def batch(config: dict[str, Any], path: str, recipe_file: str, stage: str, total
     elif accumulation is None:
         accumulation = max(total // (world * micro), 1)
     if micro * accumulation * world != total or micro == 0:
-        nearest = max(round(total / (world * accumulation)), 1) * world * accumulation
+        unit = world * math.prod(given[key] or 1 for key in BATCH_KEYS[1:])
+        nearest = max(round(total / unit), 1) * unit
         fixed = [f"{key} {value}" for key, value in given.items() if value and key != "train_batch_size"]
         suffix = f" with {' and '.join(fixed)} from {path}" if fixed else f" ({path} fixes no batch size)"
-        if given["train_micro_batch_size_per_gpu"]:
-            nearest = max(round(total / (world * micro)), 1) * world * micro
         raise UserError(f"{owner} does not divide over {world} ranks{suffix}; the nearest that does is {nearest}")
     return Batch(total, micro, accumulation)
 
@@ -108,16 +109,20 @@ def _unknown_keys(config: dict[str, Any]) -> list[str]:
 
 
 def _zero(config: dict[str, Any]) -> list[str]:
-    zero = config.get("zero_optimization")
-    if zero is not None and not isinstance(zero, dict):
+    zero = config.get("zero_optimization", {})
+    if not isinstance(zero, dict):
         return ['zero_optimization: expected an object such as {"stage": 1}']
-    stage = (zero or {}).get("stage", 0)
+    stage = zero.get("stage", 0)
     if stage == 3:
         return [
             "zero_optimization.stage: 3 does not work with experts (DeepSpeed refuses its native MoE there); "
             "set 2, which partitions optimizer state and gradients"
         ]
-    return [] if stage in (0, 1, 2) else [f"zero_optimization.stage: expected 0, 1 or 2, not {stage!r}"]
+    return (
+        []
+        if stage in (0, 1, 2) and not isinstance(stage, bool)
+        else [f"zero_optimization.stage: expected 0, 1 or 2, not {stage!r}"]
+    )
 
 
 def _scalars(config: dict[str, Any]) -> list[str]:
@@ -126,6 +131,8 @@ def _scalars(config: dict[str, Any]) -> list[str]:
         value = config.get(key)
         if key in config and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             problems.append(f"{key}: expected a positive integer, not {value!r}; fix it or remove it, it is derived")
+    if not isinstance(config.get("steps_per_print", 1), int):
+        problems.append("steps_per_print: expected an integer; remove it, log.every_steps of the recipe does the same")
     clip = config.get("gradient_clipping")
     if clip is None:
         problems.append("gradient_clipping: must be given (DeepSpeed would clip at 1.0); set 1.0, or 0.0 for none")
@@ -142,6 +149,12 @@ def _nested_sections(config: dict[str, Any]) -> list[str]:
 
     problems = []
     schemas = {"zero_optimization": DeepSpeedZeroConfig, "bf16": DeepSpeedBF16Config, "fp16": DeepSpeedFP16Config}
+    precisions = [name for name in ("bf16", "fp16") if isinstance(config.get(name), dict)]
+    for name in precisions:
+        if not isinstance(config[name].get("enabled", False), bool):
+            problems.append(f"{name}.enabled: expected true or false, not {config[name]['enabled']!r}")
+    if len(precisions) == 2 and all(config[name].get("enabled") for name in precisions):
+        problems.append("bf16 and fp16 are both enabled; keep one")
     for section, schema in schemas.items():
         if not isinstance(config.get(section), dict):
             if section in config and section != "zero_optimization":
@@ -152,11 +165,17 @@ def _nested_sections(config: dict[str, Any]) -> list[str]:
         except ValidationError as error:
             for e in error.errors():
                 key = ".".join(map(str, e["loc"]))
+                if (section, key) == ("zero_optimization", "stage"):  # `_zero` has said it
+                    continue
                 names = [f.alias or n for n, f in schema.model_fields.items()]
                 unknown = e["type"] == "extra_forbidden"
                 message = f"unknown key; {did_you_mean(key, names)}" if unknown else f"{e['msg']}, not {e['input']!r}"
                 problems.append(f"{section}.{key}: {message}")
     return problems
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 class Section(BaseModel):
     """A frozen part of the recipe; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class Data(Section):
@@ -75,6 +75,13 @@ class MoE(Section):
     z_weight: NonNegativeFloat = 0.0
     """Weight of the router's z-loss."""
 
+    @field_validator("ep_size", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> Any:
+        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"expected a positive integer or auto, not {value!r}")
+        return value
+
 
 class Jitter(Section):
     """Colour jitter: factors drawn from 1 +- strength, hue shift from +- hue turns."""
@@ -108,6 +115,16 @@ class View(Section):
     blur: Blur | None = None
     solarize: Probability = 0.0
     """Probability of inverting the pixels above one half."""
+
+    @model_validator(mode="after")
+    def _ranges(self):
+        if not self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(
+                f"crop_scale {list(self.crop_scale)}: give [smallest, largest] with 0 < smallest <= largest <= 1"
+            )
+        if self.crop_ratio[0] > self.crop_ratio[1]:
+            raise ValueError(f"crop_ratio {list(self.crop_ratio)}: give [smallest, largest]")
+        return self
 
 
 class Optimizer(Section):
@@ -189,7 +206,7 @@ Stage = Annotated[Pretrain | Finetune | Evaluate, Field(discriminator="kind")]
 class Train(Section):
     """What holds for every training stage."""
 
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
     """Seeds weights, data order, augmentation and gate noise."""
     max_steps: PositiveInt | None = None
     """End every training stage after this many optimizer steps; its schedule stays that of the full stage."""
@@ -224,7 +241,7 @@ class Log(Section):
 class Recipe(Section):
     """A run: stages in order, each starting from the weights of the one before it."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Names the default run folder, runs/<name>."""
     data: Data
     model: dict[str, Any]
@@ -255,7 +272,7 @@ class Recipe(Section):
 
 def model_spec(section: dict[str, Any]) -> PatchSpec:
     """Apply a recipe's `model:` section to the preset it names. Raises ValueError."""
-    if section.get("name") not in registry.PRESETS:
+    if not isinstance(section.get("name"), str) or section["name"] not in registry.PRESETS:
         raise ValueError(
             f"name: no model '{section.get('name')}'; {did_you_mean(str(section.get('name')), registry.PRESETS)}"
         )

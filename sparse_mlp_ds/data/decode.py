@@ -4,7 +4,7 @@ import io
 import math
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.recipe import View
@@ -15,7 +15,14 @@ Image.MAX_IMAGE_PIXELS = 200_000_000  # the largest ImageNet image has 33 millio
 def decode(content: bytes, where: str) -> Image.Image:
     """Return the image as RGB. `where` names the sample in the UserError that undecodable bytes raise."""
     try:
-        return Image.open(io.BytesIO(content)).convert("RGB")
+        image = Image.open(io.BytesIO(content))
+        if image.mode.startswith("I"):  # 16 bits per pixel, which convert() would clip to white
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return image.convert("RGB")
+    except UnidentifiedImageError:
+        raise UserError(
+            f"{where}: cannot be decoded (no image format that is known); remake the shard without it"
+        ) from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{where}: cannot be decoded ({error}); remake the shard without it") from None
 
@@ -25,7 +32,8 @@ def random_resized_crop(image: Image.Image, view: View, size: int, seed: int, nu
 
     The part is a function of (seed, number, stream): the sample's number in the stage and which of its views this is.
     """
-    draw = np.random.Generator(np.random.Philox(key=[seed, number], counter=stream))
+    # The stream goes into the counter's highest word: in the lowest, one stream would be another one shifted.
+    draw = np.random.Generator(np.random.Philox(key=[seed, number], counter=stream << 192))
     width, height = image.size
     low, high = math.log(view.crop_ratio[0]), math.log(view.crop_ratio[1])
     for _ in range(10):

@@ -75,13 +75,17 @@ def load(folder: Path) -> Index:
         if record["format"] != FORMAT:
             raise ValueError(f"format {record['format']}, this version reads {FORMAT}")
         shards = [Shard(**{k: v for k, v in s.items() if k != "samples"}) for s in record["shards"]]
+        for shard in shards:
+            lengths = {len(shard.keys), len(shard.offsets), len(shard.sizes), len(shard.labels)}
+            if Path(shard.file).name != shard.file:
+                raise ValueError(f"shard name {shard.file!r} leaves the folder")
+            if len(lengths) != 1:
+                raise ValueError(f"shard {shard.file!r} has lists of different lengths")
         index = Index(folder, record["classes"], shards)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({error}); run `sparse-mlp-ds shards index {folder}` again") from None
     for shard in index.shards:
         tar = folder / shard.file
-        if Path(shard.file).name != shard.file:
-            raise UserError(f"{path}: shard name {shard.file!r} leaves the folder; run `sparse-mlp-ds shards index`")
         size = tar.stat().st_size if tar.is_file() else None
         if size != shard.bytes:
             found = "is missing" if size is None else f"has {size} bytes, the index says {shard.bytes}"

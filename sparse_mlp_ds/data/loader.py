@@ -4,7 +4,7 @@ Nothing is replayed on resume: the first batch after any stop costs as much as a
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from sparse_mlp_ds.data.decode import center_crop, decode, random_resized_crop
 from sparse_mlp_ds.data.index import Index
 from sparse_mlp_ds.data.order import Item
+from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.recipe import View
 
 
@@ -46,14 +47,20 @@ class ShardDataset(Dataset):
         self.index, self.size, self.views, self.seed, self.crop_fraction = index, size, views, seed, crop_fraction
         self._files: dict[str, int] = {}
 
-    def __getitem__(self, item: Item) -> tuple[np.ndarray, int, int]:
-        """Return crops [V, 3, size, size] uint8, label and number."""
+    def __getitem__(self, item: Item) -> tuple[np.ndarray, int, int] | UserError:
+        """Return crops [V, 3, size, size] uint8, label and number, or what is wrong with the sample.
+
+        The error is returned, not raised: out of a loader process it would come with a traceback for a message.
+        """
         shard, place = self.index.locate(item.sample)
         path = str(self.index.folder / shard.file)
         if path not in self._files:  # opened here, by the process that reads
             self._files[path] = os.open(path, os.O_RDONLY)
         content = os.pread(self._files[path], shard.sizes[place], shard.offsets[place])
-        image = decode(content, f"{path}: sample '{shard.keys[place]}'")
+        try:
+            image = decode(content, f"{path}: sample '{shard.keys[place]}'")
+        except UserError as error:
+            return error
         if self.views:
             crops = [
                 random_resized_crop(image, view, self.size, self.seed, item.number, stream)
@@ -64,9 +71,12 @@ class ShardDataset(Dataset):
         return np.stack(crops), shard.labels[place], item.number
 
 
-def load(dataset: ShardDataset, item_lists: Iterable[list[Item]], workers: int) -> DataLoader:
-    """Return an iterable of `Batch`, one per list of items, decoded by `workers` processes ahead of time."""
-    return DataLoader(
+def load(dataset: ShardDataset, item_lists: Iterable[list[Item]], workers: int) -> Iterator[Batch]:
+    """Yield one `Batch` per list of items, decoded by `workers` processes ahead of time.
+
+    Raises UserError naming the tar and the key of a sample that cannot be decoded.
+    """
+    batches = DataLoader(
         dataset,
         batch_sampler=item_lists,
         num_workers=workers,
@@ -74,8 +84,15 @@ def load(dataset: ShardDataset, item_lists: Iterable[list[Item]], workers: int) 
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
     )
+    for batch in batches:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
 
 
-def _collate(samples: list[tuple[np.ndarray, int, int]]) -> Batch:
+def _collate(samples: list[tuple[np.ndarray, int, int] | UserError]) -> Batch | UserError:
+    error = next((sample for sample in samples if isinstance(sample, UserError)), None)
+    if error:
+        return error
     images, labels, numbers = zip(*samples, strict=True)
     return Batch(torch.from_numpy(np.stack(images)), torch.tensor(labels), torch.tensor(numbers))

@@ -4,15 +4,13 @@ A sample is two members side by side, KEY.png (or .jpg, .webp) and KEY.cls, an A
 """
 
 import hashlib
-import io
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
 from sparse_mlp_ds.data import index as index_file
+from sparse_mlp_ds.data.decode import decode
 from sparse_mlp_ds.data.index import Index, Shard
 from sparse_mlp_ds.errors import UserError
 
@@ -80,6 +78,8 @@ def scan(path: Path) -> Shard:
         offsets.append(images[0].offset_data)
         sizes.append(images[0].size)
         labels.append(_label(path, where, classes[0]))
+    if not keys:
+        raise UserError(f"{path}: holds no samples; remove it")
     if len(set(keys)) != len(keys):
         repeated = next(k for k in keys if keys.count(k) > 1)
         raise UserError(f"{path}: key '{repeated}' names two samples; give every sample a key of its own")
@@ -96,9 +96,9 @@ def verify(folder: Path) -> list[str]:
             defects.append(f"{folder / shard.file}: differs from the one that was indexed (sha256)")
         for key, offset, size in zip(shard.keys, shard.offsets, shard.sizes, strict=True):
             try:
-                Image.open(io.BytesIO(content[offset : offset + size])).load()
-            except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-                defects.append(f"{folder / shard.file}: sample '{key}' at offset {offset}: {error}")
+                decode(content[offset : offset + size], f"{folder / shard.file}: sample '{key}' at offset {offset}")
+            except UserError as error:
+                defects.append(str(error))
     return defects
 
 
@@ -117,6 +117,12 @@ def _samples(path: Path) -> Iterator[tuple[str, list[tarfile.TarInfo]]]:
                     members = []
                 key = member_key
                 members.append(member)
+            # Cut between two members, a tar looks like a shorter one; what it then lacks is its end, 1,024 zero bytes.
+            with path.open("rb") as file:
+                file.seek(tar.offset)
+                whole = file.read(1024) == bytes(1024)
+        if not whole:
+            raise UserError(f"{path}: is cut off at byte {path.stat().st_size}; copy or remake it")
     except tarfile.TarError as error:
         raise UserError(f"{path}: not a readable plain tar ({error}); remake it") from None
     if members:
@@ -131,6 +137,6 @@ def _label(path: Path, where: str, member: tarfile.TarInfo) -> int:
     with path.open("rb") as file:
         file.seek(member.offset_data)
         text = file.read(min(member.size, 32))
-    if not text.strip().isdigit():
+    if not (text.strip().isdigit() and len(text.strip()) < 10):
         raise UserError(f"{where}: label {text!r} is not a class number; remake this tar")
     return int(text)

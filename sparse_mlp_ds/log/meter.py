@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sparse_mlp_ds import dist
-from sparse_mlp_ds.models.layers import Reports
 from sparse_mlp_ds.moe import stats
+from sparse_mlp_ds.moe.stats import Reports
 
 
 class Meter:

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from sparse_mlp_ds.models.attention import Attention
-from sparse_mlp_ds.models.layers import LN_EPS, Dropout, DropPath, Reports
+from sparse_mlp_ds.models.layers import LN_EPS, Dropout, DropPath
+from sparse_mlp_ds.moe.stats import Reports
 
 
 class SpatialProjection(nn.Linear):

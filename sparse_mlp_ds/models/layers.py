@@ -11,13 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sparse_mlp_ds import rng
-from sparse_mlp_ds.moe.stats import MoEReport
 
 LN_EPS = 1e-6
 """Of every LayerNorm: that of the papers' reference code (Flax's default), not torch's 1e-5."""
 
-Reports = dict[str, MoEReport]
-"""Each MoE layer's report of one forward pass, by the layer's name."""
 
 InitRule = Callable[[str, Tensor, torch.Generator], None]
 """(name, parameter, its random stream) -> fills the parameter; a module's `init_parameter` is one."""

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sparse_mlp_ds.models.layers import LN_EPS, DropPath, Mlp, PatchEmbed, Reports
+from sparse_mlp_ds.models.layers import LN_EPS, DropPath, Mlp, PatchEmbed
+from sparse_mlp_ds.moe.stats import Reports
 
 
 class MixerBlock(nn.Module):
@@ -19,12 +20,12 @@ class MixerBlock(nn.Module):
         self.mlp_tokens = Mlp(tokens, token_hidden, dropout)
         self.norm2 = nn.LayerNorm(width, eps=LN_EPS)
         self.mlp_channels = Mlp(width, channel_hidden, dropout)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path1, self.drop_path2 = DropPath(drop_path), DropPath(drop_path)
 
     def forward(self, x: Tensor, keys: Tensor | None) -> tuple[Tensor, Reports]:
         """x: [B, S, C] -> the same shape."""
-        x = x + self.drop_path(self.mlp_tokens(self.norm1(x).transpose(1, 2), keys).transpose(1, 2), keys)
-        x = x + self.drop_path(self.mlp_channels(self.norm2(x), keys), keys)
+        x = x + self.drop_path1(self.mlp_tokens(self.norm1(x).transpose(1, 2), keys).transpose(1, 2), keys)
+        x = x + self.drop_path2(self.mlp_channels(self.norm2(x), keys), keys)
         return x, {}
 
 

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from sparse_mlp_ds.models.layers import LN_EPS, Dropout, DropPath, Mlp, Reports
+from sparse_mlp_ds.models.layers import LN_EPS, Dropout, DropPath, Mlp
 from sparse_mlp_ds.models.spec import MoESpec
+from sparse_mlp_ds.moe.stats import Reports
 
 MakeMoE = Callable[[str, int, MoESpec], nn.Module]
 """(mixing type, item length, experts) -> an MoE layer: `moe_s` or `moe_c`."""
@@ -69,15 +70,15 @@ class SparseBlock(nn.Module):
         self.moe_c = mixing("moe_c", width[1], moe_c, make_moe, dropout)
         self.rerepresent2 = Rerepresent(tokens[::-1], width[::-1], tokens_first=False) if rerepresent else nn.Identity()
         self.dropout = nn.ModuleDict({kind: Dropout(dropout) for kind in ("moe_s", "moe_c")})
-        self.drop_path = DropPath(drop_path)
+        self.drop_path1, self.drop_path2 = DropPath(drop_path), DropPath(drop_path)
 
     def forward(self, x: Tensor, keys: Tensor | None) -> tuple[Tensor, Reports]:
         """x: [B, S, C] -> the same shape, and the reports of the block's MoE layers."""
         reports: Reports = {}
         x = self.rerepresent1(x)  # [B, S1, C1]
         y = self._mix("moe_s", self.norm1(x).transpose(1, 2), keys, reports).transpose(1, 2)
-        x = x + self.drop_path(y, keys)
-        x = x + self.drop_path(self._mix("moe_c", self.norm2(x), keys, reports), keys)
+        x = x + self.drop_path1(y, keys)
+        x = x + self.drop_path2(self._mix("moe_c", self.norm2(x), keys, reports), keys)
         return self.rerepresent2(x), reports
 
     def _mix(self, name: str, x: Tensor, keys: Tensor | None, reports: Reports) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sparse_mlp_ds import rng
-from sparse_mlp_ds.models.layers import LN_EPS, Dropout, DropPath, Mlp, Reports, lecun_normal, xavier_uniform
+from sparse_mlp_ds.models.layers import LN_EPS, Dropout, DropPath, Mlp, lecun_normal, xavier_uniform
 from sparse_mlp_ds.models.mixer import PatchMixer
+from sparse_mlp_ds.moe.stats import Reports
 
 
 class TransformerBlock(nn.Module):
@@ -31,20 +32,20 @@ class TransformerBlock(nn.Module):
         self.mlp = channels if dense else None
         self.moe_c = None if dense else channels
         self.dropout = Dropout(dropout)  # of the MoE layer's output; an MLP has its own
-        self.drop_path = DropPath(drop_path)
+        self.drop_path1, self.drop_path2 = DropPath(drop_path), DropPath(drop_path)
 
     def forward(self, x: Tensor, keys: Tensor | None) -> tuple[Tensor, Reports]:
         """x: [B, S, C] -> the same shape, and the report of the MoE layer if there is one."""
         keys = None if keys is None else rng.fold(keys, self.number)
         reports: Reports = {}
-        x = x + self.drop_path(self.attention(self.norm1(x)), keys)
+        x = x + self.drop_path1(self.attention(self.norm1(x)), keys)
         y = self.norm2(x)
         if self.moe_c is None:
             y = self.mlp(y, keys)
         else:
             y, reports["moe_c"] = self.moe_c(y, keys)
             y = self.dropout(y, keys)
-        return x + self.drop_path(y, keys), reports
+        return x + self.drop_path2(y, keys), reports
 
 
 class VisionTransformer(PatchMixer):

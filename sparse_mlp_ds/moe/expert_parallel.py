@@ -56,8 +56,8 @@ class ExpertParallelMoE(MoELayer, DeepSpeedMoE):
                 self.ep_size, use_data_before_expert_parallel_=use_data_before_expert_parallel_
             )
         self.group = deepspeed_groups._get_expert_parallel_group(self.expert_group_name)
-        # The engine has just cast every parameter to bf16 or fp16, and builds the optimizer next: the moment to take the
-        # router back to float32. (DeepSpeed's keep_in_fp32_modules concerns buffers only.)
+        # The engine has just cast every parameter to bf16 or fp16, and builds the optimizer next: the moment to take
+        # the router back to float32. (DeepSpeed's keep_in_fp32_modules concerns buffers only.)
         self.router.float()
 
     def run_experts(self, rows: Tensor, counts: Tensor) -> Tensor:

@@ -18,6 +18,10 @@ class MoEReport:
     """[E + 3] float32: choices per expert, then choices made, choices without a place, summed entropy of the gates."""
 
 
+Reports = dict[str, MoEReport]
+"""Each MoE layer's report of one forward pass, by the layer's name."""
+
+
 def measure(choices: Choices, routes: Routes, expert_choice: bool = False) -> Tensor:
     """Return the sums of `MoEReport` for one forward pass.
 

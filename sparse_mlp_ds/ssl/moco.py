@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sparse_mlp_ds.models.layers import Reports
 from sparse_mlp_ds.models.mixer import PatchMixer
+from sparse_mlp_ds.moe.stats import Reports
 from sparse_mlp_ds.ssl.heads import mlp_head
 
 

@@ -8,8 +8,9 @@ from sparse_mlp_ds.data.augment import augment, normalize, to_unit
 from sparse_mlp_ds.data.loader import Batch
 from sparse_mlp_ds.job import Job
 from sparse_mlp_ds.models import registry
-from sparse_mlp_ds.models.layers import Reports, init_weights
+from sparse_mlp_ds.models.layers import init_weights
 from sparse_mlp_ds.models.mixer import PatchMixer
+from sparse_mlp_ds.moe.stats import Reports
 from sparse_mlp_ds.recipe import Finetune
 from sparse_mlp_ds.train import engine as engines
 from sparse_mlp_ds.train.evaluate import top_k_accuracy

@@ -72,7 +72,7 @@ def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder, sinks: 
     steps = range(progress.stage_step, last)
     lists = micro_batches(order, steps, dist.rank(), dist.world_size(), batch.micro, batch.accumulation)
     dataset = loader.ShardDataset(job.train, job.recipe.spec.image_size, method.views, job.recipe.train.seed)
-    batches = iter(loader.load(dataset, lists, job.recipe.data.workers))
+    batches = loader.load(dataset, lists, job.recipe.data.workers)
 
     # ---- its log
     meter = Meter({kind: moe.top_k for kind, moe in job.recipe.spec.experts.items()})

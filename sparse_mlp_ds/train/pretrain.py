@@ -8,7 +8,8 @@ from sparse_mlp_ds.data.augment import augment, normalize, to_unit
 from sparse_mlp_ds.data.loader import Batch
 from sparse_mlp_ds.job import Job
 from sparse_mlp_ds.models import registry
-from sparse_mlp_ds.models.layers import Reports, init_weights
+from sparse_mlp_ds.models.layers import init_weights
+from sparse_mlp_ds.moe.stats import Reports
 from sparse_mlp_ds.recipe import Pretrain
 from sparse_mlp_ds.ssl.contrastive import symmetric_info_nce
 from sparse_mlp_ds.ssl.moco import MomentumNet, OnlineNet

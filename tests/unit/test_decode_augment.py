@@ -179,3 +179,13 @@ def test_normalisation_is_by_channel():
     result = normalize(images, data)
     assert result[0, :, 0, 1].tolist() == pytest.approx([0.9 / 0.5, 0.8 / 0.25, 0.7])
     assert result[0, :, 1, 0].tolist() == pytest.approx([0.1 / 0.5, 0.0, -0.1], abs=1e-6)
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    pixels = np.array([[0, 257 * 100], [257 * 200, 65535]], dtype=np.uint16)
+    assert np.asarray(decode(encode(Image.fromarray(pixels)), "x"))[:, :, 0].tolist() == [[0, 100], [200, 255]]
+
+
+def test_the_two_views_of_a_sample_are_drawn_independently():
+    equal = sum((crop(number=n, stream=0) == crop(number=n, stream=1)).all() for n in range(300))
+    assert equal == 0

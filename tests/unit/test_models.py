@@ -151,8 +151,9 @@ def test_drop_path_drops_whole_images_by_their_keys_and_rescales_the_rest():
 
 def test_drop_path_grows_linearly_and_each_block_draws_for_itself():
     model = make("sparse_mlp_digits", drop_path=0.3)
-    assert [block.drop_path.rate for block in model.blocks] == pytest.approx([0, 0.1, 0.2, 0.3])
-    assert len({block.drop_path.stream for block in model.blocks}) == 4
+    assert [block.drop_path1.rate for block in model.blocks] == pytest.approx([0, 0.1, 0.2, 0.3])
+    branches = [branch for block in model.blocks for branch in (block.drop_path1, block.drop_path2)]
+    assert len({branch.stream for branch in branches}) == 8
 
 
 def test_stochastic_depth_of_an_image_does_not_depend_on_its_batch():

@@ -149,3 +149,17 @@ def test_labels_beyond_the_classes_name_the_sample(tmp_path):
     assert line.startswith(f"{tmp_path / 'a.tar'}: sample 'b' has label 7, outside the 7 classes")
     assert "set data.classes to at least 8" in line
     index.check_labels(found, 10)
+
+
+def test_a_tar_cut_between_two_samples_is_named(tmp_path):
+    write_tar(tmp_path / "a.tar", *sample("one", 1), *sample("two", 2))
+    content = (tmp_path / "a.tar").read_bytes()
+    second = content.index(b"two.png")
+    for cut in (second, second + 200):  # tarfile takes either for the end
+        (tmp_path / "a.tar").write_bytes(content[:cut])
+        assert "a.tar: is cut off at byte" in refusal(shards.make_index, tmp_path)
+
+
+def test_a_tar_without_samples_is_named(tmp_path):
+    write_tar(tmp_path / "a.tar")
+    assert "a.tar: holds no samples" in refusal(shards.make_index, tmp_path)
