@@ -12,6 +12,10 @@ _reason = why_not()
 pytestmark = [pytest.mark.timeout(600), pytest.mark.skipif(bool(_reason), reason=_reason)]
 
 
+def _records(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def _summary(run: Path) -> dict:
     return json.loads((run / "summary.json").read_text())
 
@@ -39,5 +43,10 @@ def test_four_hosts_train_what_one_host_trains(tmp_path):
     one, four = _summary(tmp_path / "one"), _summary(tmp_path / "four")
     assert (four["world_size"], four["ep_size"], four["zero_stage"]) == (4, 4, 2)
     assert [stage["name"] for stage in four["stages"]] == ["pretrain", "finetune", "evaluate"]
+    # The same sums in another order (a rank has other numbers of threads there): losses agree closely, and of the 360
+    # held-out images one or two near a tie may fall to the other side.
+    for expected, found in zip(_records(tmp_path / "one"), _records(tmp_path / "four"), strict=True):
+        for name in ("step", "loss", "balance_loss", "grad_norm"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-4)
     for expected, found in zip(one["stages"], four["stages"], strict=True):
-        assert found["metrics"] == pytest.approx(expected["metrics"], rel=0, abs=1e-6)
+        assert found["metrics"] == pytest.approx(expected["metrics"], rel=0, abs=2 / 360)

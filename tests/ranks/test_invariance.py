@@ -37,6 +37,15 @@ def test_one_step_is_the_same_update_everywhere(world, ep_size, zero, top_k):
     assert expected_figures[2] > 0.05, "the clipping was not at work"
 
 
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_several_ep_sizes_live_in_one_model(zero):
+    expected_figures, expected = _reference(2)
+    for figures, parameters in harness.run(4, _one_step, {"moe_s": 4, "moe_c": 2}, zero, 2):
+        assert figures == pytest.approx(expected_figures, rel=1e-5)
+        for name, value in parameters.items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
 def _logits(ep_size: int) -> torch.Tensor:
     made = tiny.model(ep_size)
     images, _ = tiny.batch()

@@ -28,10 +28,14 @@ def spec(top_k: int = 2) -> MixerSpec:
     )  # fmt: skip
 
 
-def model(ep_size: int, top_k: int = 2, **moe: Any) -> torch.nn.Module:
-    """Build it with experts on ep_size ranks, its head drawn too: a zero head would hide the backbone's gradients."""
+def model(ep_size: int | dict[str, int], top_k: int = 2, **moe: Any) -> torch.nn.Module:
+    """Build it with experts on ep_size ranks (by mixing type, if they differ).
+
+    Its head is drawn too: a zero head would hide the backbone's gradients.
+    """
     routing = MoE(group_images=4, capacity_factor_s=1.0, capacity_factor_c=0.75, **moe)
-    made = registry.build(spec(top_k), CLASSES, engine.expert_parallel(routing, {"moe_s": ep_size, "moe_c": ep_size}))
+    sizes = ep_size if isinstance(ep_size, dict) else {"moe_s": ep_size, "moe_c": ep_size}
+    made = registry.build(spec(top_k), CLASSES, engine.expert_parallel(routing, sizes))
     init_weights(made, seed=1)
     torch.manual_seed(2)
     torch.nn.init.normal_(made.head.weight)
@@ -45,7 +49,9 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(IMAGES, 3, 8, 8, generator=generator), torch.arange(IMAGES) % CLASSES
 
 
-def build_engine(ep_size: int, zero: int, top_k: int = 2, clip: float = 0.05, optimizer: str = "adamw", **ds: Any):
+def build_engine(
+    ep_size: int | dict[str, int], zero: int, top_k: int = 2, clip: float = 0.05, optimizer: str = "adamw", **ds: Any
+):
     """An engine of the tiny model on this rank's share of the batch."""
     config = {"zero_optimization": {"stage": zero}, "gradient_clipping": clip, **ds}
     share = Batch(IMAGES, IMAGES // dist.world_size(), 1)
