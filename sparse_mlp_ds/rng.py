@@ -32,9 +32,13 @@ def sample_keys(seed: int, numbers: Tensor, stream: str) -> Tensor:
     return _mix(_mix(numbers + _wrap(seed * 0x9E3779B1)) ^ stream_id(stream))
 
 
-def fold(keys: Tensor, number: int) -> Tensor:
-    """Return other keys [B] for the `number`-th use of what draws more than once, such as a layer shared over depth."""
-    return _mix(keys + _wrap((number + 1) * _GAMMA))
+def fold(keys: Tensor, numbers: int | Tensor) -> Tensor:
+    """Return other keys for the n-th use of what draws more than once.
+
+    Such are a layer shared over depth, and the items of one image. keys and numbers (int64) broadcast.
+    """
+    steps = (numbers + 1) * _GAMMA  # a tensor wraps around by itself
+    return _mix(keys + (steps if isinstance(steps, Tensor) else _wrap(steps)))
 
 
 def uniform(keys: Tensor, stream: int, n: int) -> Tensor:

@@ -41,7 +41,7 @@ def cost(spec: PatchSpec) -> Cost:
 class _Active(nn.Module):
     """What one item meets of an MoE layer, applied to every item; which experts they are does not matter here."""
 
-    def __init__(self, kind: str, dim: int, spec: MoESpec):
+    def __init__(self, kind: str, dim: int, spec: MoESpec, dropout: float):
         super().__init__()
         self.router = nn.Linear(dim, spec.experts, bias=False)
         self.experts = nn.ModuleList(Mlp(dim, spec.hidden) for _ in range(spec.top_k))

@@ -24,9 +24,10 @@ def preset(name: str) -> PatchSpec:
     return PRESETS[name]
 
 
-def local_moe(kind: str, dim: int, spec: MoESpec) -> MoELayer:
+def local_moe(kind: str, dim: int, spec: MoESpec, dropout: float) -> MoELayer:
     """Build an MoE layer that holds all of its experts: the default of `build`."""
-    return MoELayer(dim, spec.experts, spec.top_k, lambda: Mlp(dim, spec.hidden))
+    make_expert = lambda: Mlp(dim, spec.hidden, dropout)  # noqa: E731
+    return MoELayer(dim, spec.experts, spec.top_k, make_expert, keyed_experts=dropout > 0)
 
 
 def build(spec: PatchSpec, classes: int = 0, make_moe: MakeMoE = local_moe) -> PatchMixer:
@@ -73,7 +74,7 @@ def _vit_blocks(spec: VitSpec, rates: list[float], make_moe: MakeMoE) -> list[nn
         return Mlp(spec.width, spec.channel_hidden, spec.dropout)
 
     return [
-        TransformerBlock(number, spec.width, _attention(spec), channels(number), spec.dropout, rate)
+        TransformerBlock(number, spec.width, _attention(spec), channels(number), rate)
         for number, rate in enumerate(rates)
     ]
 
@@ -81,7 +82,7 @@ def _vit_blocks(spec: VitSpec, rates: list[float], make_moe: MakeMoE) -> list[nn
 def _widenet_blocks(spec: WideNetSpec, rates: list[float], make_moe: MakeMoE) -> list[nn.Module]:
     # The blocks hold the same two modules; their parameters go by the names that they have in the first block.
     shared = (_attention(spec), mixing("moe_c", spec.width, spec.moe_c, make_moe, spec.dropout))
-    return [TransformerBlock(number, spec.width, *shared, spec.dropout, rate) for number, rate in enumerate(rates)]
+    return [TransformerBlock(number, spec.width, *shared, rate) for number, rate in enumerate(rates)]
 
 
 def _attention(spec: TransformerSpec) -> Attention:

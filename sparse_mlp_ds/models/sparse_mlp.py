@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from sparse_mlp_ds.models.layers import LN_EPS, Dropout, DropPath, Mlp
+from sparse_mlp_ds.models.layers import LN_EPS, DropPath, Mlp
 from sparse_mlp_ds.models.spec import MoESpec
 from sparse_mlp_ds.moe.stats import Reports
 
-MakeMoE = Callable[[str, int, MoESpec], nn.Module]
-"""(mixing type, item length, experts) -> an MoE layer: `moe_s` or `moe_c`."""
+MakeMoE = Callable[[str, int, MoESpec, float], nn.Module]
+"""(mixing type, item length, experts, dropout inside them) -> an MoE layer: `moe_s` or `moe_c`."""
 
 
 class Rerepresent(nn.Module):
@@ -69,7 +69,6 @@ class SparseBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width[1], eps=LN_EPS)
         self.moe_c = mixing("moe_c", width[1], moe_c, make_moe, dropout)
         self.rerepresent2 = Rerepresent(tokens[::-1], width[::-1], tokens_first=False) if rerepresent else nn.Identity()
-        self.dropout = nn.ModuleDict({kind: Dropout(dropout) for kind in ("moe_s", "moe_c")})
         self.drop_path1, self.drop_path2 = DropPath(drop_path), DropPath(drop_path)
 
     def forward(self, x: Tensor, keys: Tensor | None) -> tuple[Tensor, Reports]:
@@ -86,13 +85,9 @@ class SparseBlock(nn.Module):
         if isinstance(layer, Mlp):
             return layer(x, keys)
         y, reports[name] = layer(x, keys)
-        return self.dropout[name](y, keys)
+        return y
 
 
 def mixing(kind: str, dim: int, spec: MoESpec, make_moe: MakeMoE, dropout: float) -> nn.Module:
-    """Build an MoE layer, or the one dense MLP that 0 experts mean.
-
-    Dropout inside an MLP needs to know whose rows it sees, which experts do not: an MoE layer's output is dropped by
-    the block instead.
-    """
-    return make_moe(kind, dim, spec) if spec.experts else Mlp(dim, spec.hidden, dropout)
+    """Build an MoE layer, or the one dense MLP that 0 experts mean."""
+    return make_moe(kind, dim, spec, dropout) if spec.experts else Mlp(dim, spec.hidden, dropout)

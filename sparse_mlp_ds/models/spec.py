@@ -41,7 +41,7 @@ class PatchSpec(Spec):
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     """Stochastic depth of the last block; it grows linearly from 0 at the first."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout inside MLPs, after GELU and at the end; of an MoE layer, of its output."""
+    """Dropout inside MLPs and experts, after GELU and at the end."""
     checkpoint_blocks: bool = False
     """Compute each block again in the backward pass instead of keeping its activations: less memory, more time."""
 

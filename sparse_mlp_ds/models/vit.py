@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_mlp_ds import rng
-from sparse_mlp_ds.models.layers import LN_EPS, Dropout, DropPath, Mlp, lecun_normal, xavier_uniform
+from sparse_mlp_ds.models.layers import LN_EPS, DropPath, Mlp, lecun_normal, xavier_uniform
 from sparse_mlp_ds.models.mixer import PatchMixer
 from sparse_mlp_ds.moe.stats import Reports
 
@@ -20,9 +20,7 @@ class TransformerBlock(nn.Module):
     Either layer may be shared with other blocks, as in WideNet: draws are told apart by the block's number.
     """
 
-    def __init__(
-        self, number: int, width: int, attention: nn.Module, channels: nn.Module, dropout: float, drop_path: float
-    ):
+    def __init__(self, number: int, width: int, attention: nn.Module, channels: nn.Module, drop_path: float):
         super().__init__()
         self.number = number
         self.norm1 = nn.LayerNorm(width, eps=LN_EPS)
@@ -31,7 +29,6 @@ class TransformerBlock(nn.Module):
         dense = isinstance(channels, Mlp)
         self.mlp = channels if dense else None
         self.moe_c = None if dense else channels
-        self.dropout = Dropout(dropout)  # of the MoE layer's output; an MLP has its own
         self.drop_path1, self.drop_path2 = DropPath(drop_path), DropPath(drop_path)
 
     def forward(self, x: Tensor, keys: Tensor | None) -> tuple[Tensor, Reports]:
@@ -44,7 +41,6 @@ class TransformerBlock(nn.Module):
             y = self.mlp(y, keys)
         else:
             y, reports["moe_c"] = self.moe_c(y, keys)
-            y = self.dropout(y, keys)
         return x + self.drop_path2(y, keys), reports
 
 

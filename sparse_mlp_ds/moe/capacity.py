@@ -22,17 +22,18 @@ def place(
 ) -> Routes:
     """Return the routes that fit.
 
-    groups: number of routing groups G that the N items form, in order. capacity_factor: slots per expert and group over
-    the even share K N / (G E); None places everything (evaluation). priority: `position` fills in array order,
-    `importance` by the largest gate weight first: V-MoE's Batch Prioritized Routing (3.3), our reading of Sparse-MLP
-    v3's importance-score routing, whose equation was not published; `random` by `draws` [N].
+    groups: number of routing groups G that the N items form, in order; 0 if there are no items. capacity_factor: slots
+    per expert and group over the even share K N / (G E); None places everything (evaluation). priority: `position`
+    fills in array order, `importance` by the largest gate weight first: V-MoE's Batch Prioritized Routing (3.3), our
+    reading of Sparse-MLP v3's importance-score routing, whose equation was not published; `random` by `draws` [N].
     """
     n, k = choices.expert.shape
+    size = n // max(groups, 1)  # items of one group
     order = _filling_order(choices, groups, priority, draws)  # [N]
     # Routes in filling order: every group's first choices, then its second ones.
-    item = order.view(groups, 1, n // groups).expand(groups, k, n // groups).reshape(-1)  # [G K N/G]
-    choice = torch.arange(k, device=order.device).view(1, k, 1).expand(groups, k, n // groups).reshape(-1)
-    group = torch.arange(groups, device=order.device).repeat_interleave(k * (n // groups))
+    item = order.view(groups, 1, size).expand(groups, k, size).reshape(-1)  # [G K N/G]
+    choice = torch.arange(k, device=order.device).view(1, k, 1).expand(groups, k, size).reshape(-1)
+    group = torch.arange(groups, device=order.device).repeat_interleave(k * size)
     expert = choices.expert[item, choice]
 
     # One stable sort by (expert, group) serves twice: it numbers the places inside each expert's share of a group, and
@@ -40,7 +41,7 @@ def place(
     segment, by_segment = (expert * groups + group).sort(stable=True)
     item, choice = item[by_segment], choice[by_segment]
     if capacity_factor is not None:
-        capacity = math.ceil(capacity_factor * k * n / (groups * experts))
+        capacity = math.ceil(capacity_factor * k * size / experts)
         sizes = torch.bincount(segment, minlength=experts * groups)
         place_number = torch.arange(len(segment), device=segment.device) - (sizes.cumsum(0) - sizes)[segment]
         fits = place_number < capacity
@@ -52,9 +53,10 @@ def place(
 def _filling_order(choices: Choices, groups: int, priority: str, draws: Tensor | None) -> Tensor:
     """Return item numbers [N], each group's items together, in the order in which they are placed."""
     n = choices.expert.shape[0]
+    size = n // max(groups, 1)
     if priority == "position":
         return torch.arange(n, device=choices.expert.device)
     score = draws if priority == "random" else choices.weight.detach()[:, 0]
-    score = score.view(groups, -1)
+    score = score.view(groups, size)
     inside = score.argsort(dim=1, descending=True, stable=True)  # [G, N/G]
-    return (inside + torch.arange(groups, device=inside.device)[:, None] * (n // groups)).view(-1)
+    return (inside + torch.arange(groups, device=inside.device)[:, None] * size).view(-1)

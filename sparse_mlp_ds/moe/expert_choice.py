@@ -13,11 +13,11 @@ from sparse_mlp_ds.moe.routes import Choices, Routes
 def choose(choices: Choices, groups: int, capacity_factor: float) -> Routes:
     """Return what each expert takes: in every group its ceil(capacity_factor K N / (G E)) best items.
 
-    groups: number of routing groups G that the N items form, in order. In evaluation each image is a group of its own,
-    so that what is taken does not depend on the batch.
+    groups: number of routing groups G that the N items form, in order; 0 if there are none. In evaluation each image is
+    a group of its own, so that what is taken does not depend on the batch.
     """
     n, experts = choices.logits.shape
-    size = n // groups
+    size = n // max(groups, 1)
     capacity = min(math.ceil(capacity_factor * choices.expert.shape[1] * size / experts), size)
     weight, item = choices.probabilities.view(groups, size, experts).topk(capacity, dim=1)  # [G, C, E]
     item = item + torch.arange(groups, device=item.device)[:, None, None] * size

@@ -28,6 +28,7 @@ class ExpertParallelMoE(MoELayer, DeepSpeedMoE):
         top_k: int,
         make_expert: Callable[[], nn.Module],
         routing: Routing = Routing(),
+        keyed_experts: bool = False,
         *,
         ep_size: int,
     ):
@@ -38,7 +39,7 @@ class ExpertParallelMoE(MoELayer, DeepSpeedMoE):
         self.ep_size = ep_size
         self.num_local_experts = experts // ep_size
         self.expert_group_name = f"ep_size_{ep_size}"
-        super().__init__(dim, experts, top_k, make_expert, routing)
+        super().__init__(dim, experts, top_k, make_expert, routing, keyed_experts)
         self.group: dist.ProcessGroup | None = None
         for parameter in self.experts.parameters():
             parameter.allreduce = False
@@ -60,23 +61,25 @@ class ExpertParallelMoE(MoELayer, DeepSpeedMoE):
         # the router back to float32. (DeepSpeed's keep_in_fp32_modules concerns buffers only.)
         self.router.float()
 
-    def run_experts(self, rows: Tensor, counts: Tensor) -> Tensor:
+    def run_experts(self, rows: Tensor, counts: Tensor, keys: Tensor | None) -> Tensor:
         """As in `MoELayer`, with the rows' journey to the ranks of their experts and back."""
         if self.ep_size == 1:
-            return super().run_experts(rows, counts)
+            return super().run_experts(rows, counts, keys)
         # 1. Counts first, so that every rank knows how many rows come from whom for each of its experts.
         arriving = torch.empty_like(counts)
         dist.all_to_all_single(arriving, counts, group=self.group)
         sent, arrived = torch.stack([counts, arriving]).view(2, self.ep_size, -1).tolist()  # [rank][local expert]
         sent_to, arrived_from = [sum(c) for c in sent], [sum(c) for c in arrived]
 
-        # 2. The rows.
+        # 2. The rows, and their keys.
         here = exchange(rows, sent_to, arrived_from, self.group)
+        keys_here = None if keys is None else exchange(keys, sent_to, arrived_from, self.group)
 
         # 3. They lie by (source rank, expert); experts want them by (expert, source rank).
         order = _by_expert(arrived).to(rows.device)
         local_counts = torch.tensor(arrived).sum(dim=0)
-        done = super().run_experts(here.index_select(0, order), local_counts)
+        keys_here = None if keys_here is None else keys_here[order]
+        done = super().run_experts(here.index_select(0, order), local_counts, keys_here)
         here = torch.empty_like(done).index_copy(0, order, done)
 
         # 4. Back where they came from; the same splits the other way round restore the order of `rows`.

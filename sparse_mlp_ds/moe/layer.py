@@ -43,14 +43,25 @@ class MoELayer(nn.Module):
     """Routes the items of a batch to experts and adds up what they return, weighted by the gate."""
 
     def __init__(
-        self, dim: int, experts: int, top_k: int, make_expert: Callable[[], nn.Module], routing: Routing = Routing()
+        self,
+        dim: int,
+        experts: int,
+        top_k: int,
+        make_expert: Callable[[], nn.Module],
+        routing: Routing = Routing(),
+        keyed_experts: bool = False,
     ):
-        """dim: item length D. make_expert: builds one expert, a module [*, D] -> [*, D]."""
+        """dim: item length D.
+
+        make_expert: builds one expert, a module (rows [n, D], keys [n] or None) -> [n, D]. keyed_experts: in training
+        give experts their rows' keys, by which they draw (dropout); without, keys are None and need not travel.
+        """
         # Called by name, not through super(): the expert-parallel subclass also has DeepSpeed's MoE among its bases,
         # whose constructor would build DeepSpeed's own gate and experts.
         nn.Module.__init__(self)
         self.num_experts = experts
         self.routing = routing
+        self.keyed_experts = keyed_experts
         self.router = Router(dim, experts, top_k, routing.noise)
         # Keyed by global id, so that a parameter has the same name wherever its expert lives.
         self.experts = nn.ModuleDict({str(i): make_expert() for i in self.local_ids()})
@@ -71,7 +82,11 @@ class MoELayer(nn.Module):
         routes = self._routes(choices, keys, x.shape[0], groups)
 
         rows = x.flatten(0, 1).index_select(0, routes.item)  # [R, D], sorted by expert
-        rows = self.run_experts(rows, routes.counts)
+        row_keys = None
+        if keys is not None and self.keyed_experts:
+            items = x.shape[1]
+            row_keys = rng.fold(keys[routes.item // items], routes.item % items)
+        rows = self.run_experts(rows, routes.counts, row_keys)
         weight = routes.weight
         if self.routing.renormalize:
             weight = weight / choices.weight.sum(dim=1)[routes.item]
@@ -82,11 +97,13 @@ class MoELayer(nn.Module):
         sums = stats.measure(choices, routes, self.routing.priority == "expert_choice")
         return y, stats.MoEReport(balance, sums)
 
-    def run_experts(self, rows: Tensor, counts: Tensor) -> Tensor:
-        """Send each expert its rows: rows [R, D] sorted by expert, counts [E] -> [R, D] in the same order."""
-        parts = rows.split(counts.tolist())
+    def run_experts(self, rows: Tensor, counts: Tensor, keys: Tensor | None) -> Tensor:
+        """Send each expert its rows: [R, D] -> [R, D], sorted by expert; counts: [E]; keys: [R] or None."""
+        sizes = counts.tolist()
+        own_keys = [None] * len(sizes) if keys is None else keys.split(sizes)
         # Idle experts run on zero rows: they stay in the graph and get a zero gradient instead of none.
-        return torch.cat([expert(part) for expert, part in zip(self.experts.values(), parts, strict=True)])
+        parts = zip(self.experts.values(), rows.split(sizes), own_keys, strict=True)
+        return torch.cat([expert(part, part_keys) for expert, part, part_keys in parts])
 
     def _routes(self, choices: Choices, keys: Tensor | None, images: int, groups: int) -> Routes:
         routing = self.routing
@@ -98,7 +115,7 @@ class MoELayer(nn.Module):
             return place(choices, self.num_experts, groups, None, "position")
         draws = None
         if routing.priority == "random":
-            items = len(choices.expert) // images
+            items = len(choices.expert) // max(images, 1)
             draws = rng.uniform(keys, self.router.stream + 1, items).flatten()
         return place(choices, self.num_experts, groups, routing.capacity_factor, routing.priority, draws)
 

@@ -1,6 +1,7 @@
 """Balance losses of Sparse-MLP (2.2, taken over from V-MoE): pure functions, averaged over routing groups.
 
-They are computed on variances: the derivative of a standard deviation is infinite at perfect balance.
+A rank without items has no group, and a loss of 0. They are computed on variances: the derivative of a standard
+deviation is infinite at perfect balance.
 """
 
 import torch
@@ -35,20 +36,25 @@ def switch_loss(choices: Choices, groups: int) -> Tensor:
     probabilities = choices.probabilities
     chosen = torch.zeros_like(probabilities).scatter_(1, choices.expert, 1.0 / choices.expert.shape[1])
     share, mean = (_by_group(x, groups).mean(dim=1) for x in (chosen, probabilities))
-    return probabilities.shape[1] * (share * mean).sum(dim=-1).mean()
+    return probabilities.shape[1] * _mean((share * mean).sum(dim=-1))
 
 
 def z_loss(choices: Choices) -> Tensor:
     """Mean over items of (log sum exp of the logits)^2, which keeps logits small (ST-MoE, eq. 5). Returns a scalar."""
-    return choices.logits.logsumexp(dim=-1).square().mean()
+    return _mean(choices.logits.logsumexp(dim=-1).square())
 
 
 def _by_group(x: Tensor, groups: int) -> Tensor:
-    return x.view(groups, -1, x.shape[-1])  # [N, E] -> [G, N/G, E]
+    return x.view(groups, len(x) // max(groups, 1), x.shape[-1])  # [N, E] -> [G, N/G, E]
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Mean of a vector, 0 if it is empty."""
+    return x.sum() / max(len(x), 1)
 
 
 def _squared_variation(x: Tensor) -> Tensor:
     """Mean over groups of var(x) / mean(x)^2, x: [G, E], population variance."""
     mean = x.mean(dim=-1)
     variance = x.var(dim=-1, unbiased=False)
-    return (variance / mean.square().clamp_min(torch.finfo(x.dtype).tiny)).mean()
+    return _mean(variance / mean.square().clamp_min(torch.finfo(x.dtype).tiny))

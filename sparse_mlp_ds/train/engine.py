@@ -34,7 +34,7 @@ def init_deepspeed() -> None:
 def expert_parallel(moe: MoE, ep_sizes: dict[str, int]) -> MakeMoE:
     """Return a builder of MoE layers whose experts are spread over `ep_sizes[mixing type]` ranks."""
 
-    def make(kind: str, dim: int, spec: MoESpec) -> ExpertParallelMoE:
+    def make(kind: str, dim: int, spec: MoESpec, dropout: float) -> ExpertParallelMoE:
         routing = Routing(
             capacity_factor=moe.capacity_factor_s if kind == "moe_s" else moe.capacity_factor_c,
             priority=moe.priority,
@@ -45,8 +45,8 @@ def expert_parallel(moe: MoE, ep_sizes: dict[str, int]) -> MakeMoE:
             balance_weight=moe.balance_weight,
             z_weight=moe.z_weight,
         )
-        make_expert = lambda: Mlp(dim, spec.hidden)  # noqa: E731
-        return ExpertParallelMoE(dim, spec.experts, spec.top_k, make_expert, routing, ep_size=ep_sizes[kind])
+        shape = (dim, spec.experts, spec.top_k, lambda: Mlp(dim, spec.hidden, dropout))
+        return ExpertParallelMoE(*shape, routing, dropout > 0, ep_size=ep_sizes[kind])
 
     return make
 

@@ -1,4 +1,4 @@
-"""The smallest model with both kinds of experts, and steps of it that a test can compare between topologies."""
+"""The smallest models of each family, and steps of them that a test can compare between topologies."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from sparse_mlp_ds import dist, rng
 from sparse_mlp_ds.ds_config import Batch
 from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.models.layers import init_weights
-from sparse_mlp_ds.models.spec import MixerSpec, MoESpec
+from sparse_mlp_ds.models.spec import GmlpSpec, MixerSpec, MoESpec, PatchSpec, VitSpec, WideNetSpec
 from sparse_mlp_ds.recipe import MoE, Optimizer
 from sparse_mlp_ds.train import checkpoint, engine, state
 
@@ -19,23 +19,37 @@ IMAGES = 16
 CLASSES = 5
 
 
-def spec(top_k: int = 2) -> MixerSpec:
-    """4 patches, 4 experts of each kind, stochastic depth on."""
-    return MixerSpec(
-        family="sparse_mlp", image_size=8, patch_size=4, width=16, token_hidden=8, channel_hidden=32, dense_blocks=1,
-        sparse_blocks=1, sparse_tokens=8, sparse_width=12, drop_path=0.3,
-        moe_s=MoESpec(experts=4, top_k=top_k, hidden=16), moe_c=MoESpec(experts=4, top_k=top_k, hidden=24),
-    )  # fmt: skip
+def spec(top_k: int = 2, family: str = "sparse_mlp") -> PatchSpec:
+    """4 patches, 4 experts of each kind where the family has experts, stochastic depth and dropout on."""
+    shape = {"family": family, "image_size": 8, "patch_size": 4, "width": 16, "drop_path": 0.3, "dropout": 0.1}
+    moe_s, moe_c = (MoESpec(experts=4, top_k=top_k, hidden=hidden) for hidden in (16, 24))
+    mixer = {"token_hidden": 8, "channel_hidden": 32}
+    transformer = {"depth": 2, "heads": 2}
+    match family:
+        case "sparse_mlp":
+            inner = {"sparse_blocks": 1, "sparse_tokens": 8, "sparse_width": 12, "moe_s": moe_s, "moe_c": moe_c}
+            return MixerSpec(**shape, **mixer, dense_blocks=1, **inner)
+        case "mixer":
+            return MixerSpec(**shape, **mixer, dense_blocks=2)
+        case "gmlp" | "amlp":
+            return GmlpSpec(**shape, depth=2, hidden=24, attention=8)
+        case "vit":
+            return VitSpec(**shape, **transformer, pool="cls", channel_hidden=32)
+        case "vmoe":
+            return VitSpec(**shape, **transformer, pool="mean", channel_hidden=32, moe_c=moe_c)
+        case "widenet":
+            return WideNetSpec(**shape, **transformer, pool="mean", moe_c=moe_c)
+    raise ValueError(family)
 
 
-def model(ep_size: int | dict[str, int], top_k: int = 2, **moe: Any) -> torch.nn.Module:
-    """Build it with experts on ep_size ranks (by mixing type, if they differ).
+def model(ep_size: int | dict[str, int], top_k: int = 2, family: str = "sparse_mlp", **moe: Any) -> torch.nn.Module:
+    """Build one with experts on ep_size ranks (by mixing type, if they differ).
 
     Its head is drawn too: a zero head would hide the backbone's gradients.
     """
-    routing = MoE(group_images=4, capacity_factor_s=1.0, capacity_factor_c=0.75, **moe)
+    routing = MoE(**{"group_images": 4, "capacity_factor_s": 1.0, "capacity_factor_c": 0.75} | moe)
     sizes = ep_size if isinstance(ep_size, dict) else {"moe_s": ep_size, "moe_c": ep_size}
-    made = registry.build(spec(top_k), CLASSES, engine.expert_parallel(routing, sizes))
+    made = registry.build(spec(top_k, family), CLASSES, engine.expert_parallel(routing, sizes))
     init_weights(made, seed=1)
     torch.manual_seed(2)
     torch.nn.init.normal_(made.head.weight)
@@ -50,12 +64,18 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def build_engine(
-    ep_size: int | dict[str, int], zero: int, top_k: int = 2, clip: float = 0.05, optimizer: str = "adamw", **ds: Any
+    ep_size: int | dict[str, int],
+    zero: int,
+    top_k: int = 2,
+    family: str = "sparse_mlp",
+    clip: float = 0.05,
+    optimizer: str = "adamw",
+    **ds: Any,
 ):
     """An engine of the tiny model on this rank's share of the batch."""
     config = {"zero_optimization": {"stage": zero}, "gradient_clipping": clip, **ds}
     share = Batch(IMAGES, IMAGES // dist.world_size(), 1)
-    return engine.build(model(ep_size, top_k), Optimizer(name=optimizer, base_lr=1.0), share, config)
+    return engine.build(model(ep_size, top_k, family), Optimizer(name=optimizer, base_lr=1.0), share, config)
 
 
 def step(built, number: int) -> tuple[float, float, float]:
@@ -66,7 +86,7 @@ def step(built, number: int) -> tuple[float, float, float]:
     engine.set_learning_rate(built, 1e-2)
     logits, reports = built(images[mine].to(built.module.head.weight.dtype), keys)
     loss = torch.nn.functional.cross_entropy(logits.float(), labels[mine])
-    balance = sum(report.balance for report in reports.values())
+    balance = sum((report.balance for report in reports.values()), torch.zeros(()))
     built.backward(loss + balance)
     built.step()
     sums = dist.all_reduce(torch.stack([loss.detach(), balance.detach()])) / dist.world_size()
