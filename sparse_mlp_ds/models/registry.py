@@ -5,9 +5,10 @@ from torch import nn
 
 from sparse_mlp_ds.errors import UserError, did_you_mean
 from sparse_mlp_ds.models.attention import Attention
+from sparse_mlp_ds.models.backbone import Backbone
 from sparse_mlp_ds.models.gmlp import GmlpBlock
 from sparse_mlp_ds.models.layers import Dropout, DropPath, Mlp
-from sparse_mlp_ds.models.mixer import MixerBlock, PatchMixer
+from sparse_mlp_ds.models.mixer import MixerBlock
 from sparse_mlp_ds.models.presets import PRESETS
 from sparse_mlp_ds.models.sparse_mlp import MakeMoE, SparseBlock, mixing
 from sparse_mlp_ds.models.spec import GmlpSpec, MixerSpec, MoESpec, PatchSpec, TransformerSpec, VitSpec, WideNetSpec
@@ -30,7 +31,7 @@ def local_moe(kind: str, dim: int, spec: MoESpec, dropout: float) -> MoELayer:
     return MoELayer(dim, spec.experts, spec.top_k, make_expert, keyed_experts=dropout > 0)
 
 
-def build(spec: PatchSpec, classes: int = 0, make_moe: MakeMoE = local_moe) -> PatchMixer:
+def build(spec: PatchSpec, classes: int = 0, make_moe: MakeMoE = local_moe) -> Backbone:
     """Build a model; its weights are not initialised, see `layers.init_weights`.
 
     classes: outputs of the head, 0 for none. make_moe: builds each MoE layer; the trainer passes one that spreads the
@@ -43,7 +44,7 @@ def build(spec: PatchSpec, classes: int = 0, make_moe: MakeMoE = local_moe) -> P
         token = spec.pool == "cls"
         model = VisionTransformer(side, spec.patch_size, spec.width, blocks, classes, token, spec.checkpoint_blocks)
     else:
-        model = PatchMixer(spec.patch_size, spec.width, blocks, classes, spec.checkpoint_blocks)
+        model = Backbone(spec.patch_size, spec.width, blocks, classes, spec.checkpoint_blocks)
     for name, module in model.named_modules():
         if isinstance(module, (Router, DropPath, Dropout)):
             module.stream = stream_id(name)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sparse_mlp_ds import rng
+from sparse_mlp_ds.models.backbone import Backbone
 from sparse_mlp_ds.models.layers import LN_EPS, DropPath, Mlp, lecun_normal, xavier_uniform
-from sparse_mlp_ds.models.mixer import PatchMixer
 from sparse_mlp_ds.moe.stats import Reports
 
 
@@ -44,7 +44,7 @@ class TransformerBlock(nn.Module):
         return x + self.drop_path2(y, keys), reports
 
 
-class VisionTransformer(PatchMixer):
+class VisionTransformer(Backbone):
     """`TransformerBlock`s over patches with fixed positions, and a class token or the mean as the image's features."""
 
     def __init__(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sparse_mlp_ds.models.mixer import PatchMixer
+from sparse_mlp_ds.models.backbone import Backbone
 from sparse_mlp_ds.moe.stats import Reports
 from sparse_mlp_ds.ssl.heads import mlp_head
 
@@ -13,7 +13,7 @@ from sparse_mlp_ds.ssl.heads import mlp_head
 class OnlineNet(nn.Module):
     """Backbone, projector (3 layers) and predictor (2 layers)."""
 
-    def __init__(self, backbone: PatchMixer, hidden: int, dim: int):
+    def __init__(self, backbone: Backbone, hidden: int, dim: int):
         super().__init__()
         self.backbone = backbone
         self.projector = mlp_head(3, backbone.width, hidden, dim)
@@ -32,7 +32,7 @@ class MomentumNet(nn.Module):
     momentum 0.99 does not move. It routes without noise and adds no balance loss.
     """
 
-    def __init__(self, backbone: PatchMixer, hidden: int, dim: int):
+    def __init__(self, backbone: Backbone, hidden: int, dim: int):
         super().__init__()
         self.backbone = backbone
         self.projector = mlp_head(3, backbone.width, hidden, dim)

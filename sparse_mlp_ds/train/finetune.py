@@ -8,8 +8,8 @@ from sparse_mlp_ds.data.augment import augment, normalize, to_unit
 from sparse_mlp_ds.data.loader import Batch
 from sparse_mlp_ds.job import Job
 from sparse_mlp_ds.models import registry
+from sparse_mlp_ds.models.backbone import Backbone
 from sparse_mlp_ds.models.layers import init_weights
-from sparse_mlp_ds.models.mixer import PatchMixer
 from sparse_mlp_ds.moe.stats import Reports
 from sparse_mlp_ds.recipe import Finetune
 from sparse_mlp_ds.train import engine as engines
@@ -19,7 +19,7 @@ from sparse_mlp_ds.train.evaluate import top_k_accuracy
 class Classifier(nn.Module):
     """A model under the name `backbone`, which pretraining gives it too: weights are handed over by name."""
 
-    def __init__(self, backbone: PatchMixer):
+    def __init__(self, backbone: Backbone):
         super().__init__()
         self.backbone = backbone
 

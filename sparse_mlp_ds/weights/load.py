@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.models import registry
-from sparse_mlp_ds.models.mixer import PatchMixer
+from sparse_mlp_ds.models.backbone import Backbone
 from sparse_mlp_ds.models.spec import MixerSpec, PatchSpec
 from sparse_mlp_ds.weights import formats, resize
 from sparse_mlp_ds.weights import upcycle as upcycling
@@ -30,7 +30,7 @@ _KEYS = {
 
 
 def load_into(
-    model: PatchMixer,
+    model: Backbone,
     spec: PatchSpec,
     path: str | Path,
     *,
@@ -86,7 +86,7 @@ def load_into(
     )
 
 
-def _shapes(spec: PatchSpec, model: PatchMixer) -> Shapes:
+def _shapes(spec: PatchSpec, model: Backbone) -> Shapes:
     """Return every tensor's shape, those of experts that live on other ranks too."""
     with torch.device("meta"):
         whole = registry.build(spec, getattr(model.head, "out_features", 0))
