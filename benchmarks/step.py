@@ -53,7 +53,7 @@ def _stepper(name: str, images: int, device: torch.device):
     model = registry.build(registry.preset(name), classes=1000)
     init_weights(model, 0)
     model.to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     x = torch.randn(images, 3, 224, 224, device=device)
     labels = torch.arange(images, device=device)
     keys = rng.sample_keys(0, torch.arange(images, device=device), "benchmark")

@@ -64,7 +64,7 @@ def build(
     """Wrap a stage's module for training; its learning rate is set step by step, see `set_learning_rate`."""
     groups = parameter_groups(module, optimizer.weight_decay)
     if optimizer.name == "adamw":
-        update = torch.optim.AdamW(groups, lr=0.0, betas=optimizer.betas)
+        update = torch.optim.AdamW(groups, lr=0.0, betas=optimizer.betas, fused=True)
     else:
         update = torch.optim.SGD(groups, lr=0.0, momentum=optimizer.momentum)
     config = ds_config | {
