@@ -3,9 +3,9 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 
-from sparse_mlp_ds.errors import UserError, did_you_mean
+from sparse_mlp_ds import shards_commands
+from sparse_mlp_ds.errors import UserError
 
 
 def main() -> None:
@@ -30,19 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--json", action="store_true")
     models.set_defaults(run=_models)
 
-    shards = commands.add_parser("shards", help="make, verify or index WebDataset tars").add_subparsers(
-        required=True, metavar="ACTION"
-    )
-    make = shards.add_parser("make", help="write a data set as tars with an index")
-    make.add_argument("source", help="digits: the embedded handwritten digits")
-    make.add_argument("out", type=Path, help="folder that gets train/ and val/")
-    make.set_defaults(run=_shards_make)
-    verify = shards.add_parser("verify", help="name every defect of a data set")
-    verify.add_argument("folder", type=Path)
-    verify.set_defaults(run=_shards_verify)
-    index = shards.add_parser("index", help="add an index to tars made by others")
-    index.add_argument("folder", type=Path)
-    index.set_defaults(run=_shards_index)
+    shards_commands.add_to(commands)
     return parser
 
 
@@ -70,34 +58,3 @@ def _models(args: argparse.Namespace) -> None:
         short["macs"] = f"{row['macs'] / 1e9:.2f}G"
         table.add_row(*(str(value) for value in (row | short).values()))
     Console().print(table)
-
-
-def _shards_make(args: argparse.Namespace) -> None:
-    from sparse_mlp_ds.data import digits, index
-
-    if args.source != "digits":
-        raise UserError(f"shards make: unknown source '{args.source}'; {did_you_mean(args.source, ['digits'])}")
-    digits.make(args.out)
-    for split in ("train", "val"):
-        made = index.load(args.out / split)
-        print(f"{made.folder}: {len(made)} images in {len(made.shards)} tars, {len(made.classes)} classes")
-
-
-def _shards_verify(args: argparse.Namespace) -> None:
-    from sparse_mlp_ds.data import index, shards
-
-    folders = [f for f in (args.folder, args.folder / "train", args.folder / "val") if (f / index.FILE_NAME).exists()]
-    if not folders:
-        index.load(args.folder)  # says what is missing
-    for folder in folders:
-        defects = shards.verify(folder)
-        if defects:
-            raise UserError("\n".join(defects))
-        print(f"{folder}: {len(index.load(folder))} images, all sound")
-
-
-def _shards_index(args: argparse.Namespace) -> None:
-    from sparse_mlp_ds.data import shards
-
-    made = shards.make_index(args.folder)
-    print(f"{made.folder}: indexed {len(made)} images in {len(made.shards)} tars, {len(made.classes)} classes")

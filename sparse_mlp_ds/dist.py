@@ -35,6 +35,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
+def ranks_here() -> int:
+    """Return the number of this run's ranks on this host."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size())))
+
+
 def device() -> torch.device:
     """Return the device this rank trains on."""
     return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
@@ -53,8 +58,7 @@ def process_group(timeout_seconds: float = 600) -> Iterator[None]:
         torch.cuda.set_device(local_rank())
     else:
         # Each rank takes its share of the cores: with more threads than cores, small models train several times slower.
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size())))
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_here))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_here()))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if backend == "gloo":
         _choose_interface(os.environ["MASTER_ADDR"])
@@ -95,6 +99,15 @@ def exchange(rows: Tensor, sends: list[int], receives: list[int], group: torch_d
     rank r, in rank order. Any count may be 0.
     """
     return _AllToAll.apply(rows, sends, receives, group)
+
+
+def gather_objects(value: T) -> list[T]:
+    """Return every rank's (small, picklable) value in rank order, on every rank."""
+    if not torch_dist.is_initialized():
+        return [value]
+    values: list[T] = [value] * torch_dist.get_world_size()
+    torch_dist.all_gather_object(values, value)
+    return values
 
 
 def barrier() -> None:

@@ -5,9 +5,9 @@ from math import gcd
 from pathlib import Path
 from typing import Any
 
-from sparse_mlp_ds import config, ds_config
-from sparse_mlp_ds.data import digits, index
-from sparse_mlp_ds.data.index import Index
+from sparse_mlp_ds import config, dist, ds_config
+from sparse_mlp_ds.data import digits, loader, sources
+from sparse_mlp_ds.data.index import Index, join
 from sparse_mlp_ds.data.order import TrainingOrder
 from sparse_mlp_ds.ds_config import Batch
 from sparse_mlp_ds.errors import UserError
@@ -30,12 +30,13 @@ class Job:
     """Ranks that share one full set of experts, by mixing type (`moe_s`, `moe_c`)."""
     batches: dict[str, Batch]
     """By training stage."""
-    train: Index
+    train: list[Index]
+    """One per source."""
     val: Index
 
     def order(self, stage: str) -> TrainingOrder:
         """Return a training stage's data order."""
-        return TrainingOrder(len(self.train), self.batches[stage].total, self.recipe.train.seed)
+        return sources.training_order(self.recipe.data, self.train, self.batches[stage].total, self.recipe.train.seed)
 
     def steps(self, stage: str) -> int:
         """Return the optimizer steps of a whole training stage; `train.max_steps` may end it earlier."""
@@ -57,20 +58,26 @@ def resolve(
     }
     if recipe.data.embedded:
         _make_embedded(recipe.data)
-    train, val = index.load(recipe.data.train), index.load(recipe.data.val)
-    for data in (train, val):
-        index.check_labels(data, recipe.data.classes)
+    train = sources.open_sources(recipe.data, recipe.data.train)
+    val = join(sources.open_sources(recipe.data, recipe.data.val))
+    samples = sum(len(index) for index in train)
     for name, batch in batches.items():
         start = recipe.stages[name].init_from
         if start and not start.path.is_file():
             raise UserError(
                 f"{source}: stages.{name}.init_from.path {start.path}: no such file; give a .safetensors or .npz"
             )
-        if batch.total > len(train):
+        if batch.total > samples:
             raise UserError(
-                f"{source}: stages.{name}.batch_size {batch.total} exceeds the {len(train)} images of "
-                f"{recipe.data.train}; lower it"
+                f"{source}: stages.{name}.batch_size {batch.total} exceeds the {samples} images of data.train; lower it"
             )
+        if getattr(recipe.stages[name], "mix", None) and batch.micro % 2:
+            raise UserError(
+                f"{source}: stages.{name}.mix pairs images, the {batch.micro} per rank are odd; change batch_size"
+            )
+        views = 2 if _is_pretrain(recipe, name) else 1
+        size = batch.micro * views * 3 * recipe.spec.image_size**2
+        loader.check_shared_memory(recipe.data.workers, dist.ranks_here(), size)
     return Job(recipe, ds, Path(out or f"runs/{recipe.name}"), resume, world, ep_sizes, batches, train, val)
 
 
@@ -81,16 +88,23 @@ def plan(job: Job) -> str:
         f"recipe {recipe.name}, model {recipe.model['name']}, run folder {job.out}",
         f"ranks {job.world}, ep_size {job.ep_sizes or 'none'}, ZeRO stage "
         f"{job.ds_config.get('zero_optimization', {}).get('stage', 0)}",
-        f"images {len(job.train)} for training, {len(job.val)} held out, {recipe.data.classes} classes",
+        f"images {sum(len(index) for index in job.train)} for training, {len(job.val)} held out, "
+        f"{recipe.data.classes} classes",
     ]
     for name, batch in job.batches.items():
         order = job.order(name)
         negatives = f", {batch.micro * job.world - 1} negatives per query" if _is_pretrain(recipe, name) else ""
         lines.append(
             f"stage {name}: {job.steps(name)} steps of {batch.total} images = {batch.micro} x {batch.accumulation} "
-            f"accumulated x {job.world} ranks, {order.left_out} images of each epoch fill no batch{negatives}"
+            f"accumulated x {job.world} ranks, {_tail(order)}{negatives}"
         )
     return "\n".join([*lines, _memory(job)])
+
+
+def _tail(order: TrainingOrder) -> str:
+    if order.left_out < 0:
+        return f"{-order.left_out} places at the end of each epoch filled from its beginning"
+    return f"{order.left_out} images of each epoch fill no batch"
 
 
 def _memory(job: Job) -> str:
@@ -162,6 +176,6 @@ def _batch(
 
 def _make_embedded(data: Data) -> None:
     """Write the embedded data set where the recipe expects it, unless the recipe was pointed at other shards."""
-    folder = data.train.parent
-    if (data.train, data.val) == (folder / "train", folder / "val"):
-        digits.make(folder)
+    train, val = Path(data.train[0].path), Path(data.val[0].path)
+    if (train.name, val) == ("train", train.parent / "val"):
+        digits.make(train.parent)

@@ -8,47 +8,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
     model_validator,
 )
 
+from sparse_mlp_ds.data.sections import Data, Mix, View
 from sparse_mlp_ds.errors import did_you_mean
 from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.models.spec import PatchSpec
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A frozen part of the recipe; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-
-class Data(Section):
-    """Where the images are."""
-
-    train: Path
-    """Folder of WebDataset tars with an index.json, for every training stage."""
-    val: Path
-    """The same, held out."""
-    classes: PositiveInt
-    """Number of classes; labels are 0 .. classes - 1."""
-    embedded: Literal["digits"] | None = None
-    """An embedded data set, written into the parent of `train` and `val` when they do not exist."""
-    workers: NonNegativeInt = 4
-    """Loader processes per rank; 0 decodes in the training process."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Channel means subtracted from images in [0, 1]; the default is ImageNet's."""
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
-    """Channel standard deviations."""
+from sparse_mlp_ds.section import Probability, Section
 
 
 class MoE(Section):
@@ -81,50 +53,6 @@ class MoE(Section):
         if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ValueError(f"expected a positive integer or auto, not {value!r}")
         return value
-
-
-class Jitter(Section):
-    """Colour jitter: factors drawn from 1 +- strength, hue shift from +- hue turns."""
-
-    p: Probability = 0.8
-    brightness: NonNegativeFloat = 0.4
-    contrast: NonNegativeFloat = 0.4
-    saturation: NonNegativeFloat = 0.2
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-
-
-class Blur(Section):
-    """Gaussian blur."""
-
-    p: Probability
-    sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
-    """Range of the standard deviation, pixels."""
-
-
-class View(Section):
-    """How one augmented view is drawn from an image; every operation is optional."""
-
-    crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)
-    """Range of the crop's area over the image's."""
-    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
-    """Range of the crop's width over height, drawn on a logarithmic scale."""
-    flip: Probability = 0.5
-    """Probability of a horizontal flip."""
-    jitter: Jitter | None = None
-    grayscale: Probability = 0.0
-    blur: Blur | None = None
-    solarize: Probability = 0.0
-    """Probability of inverting the pixels above one half."""
-
-    @model_validator(mode="after")
-    def _ranges(self):
-        if not self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(
-                f"crop_scale {list(self.crop_scale)}: give [smallest, largest] with 0 < smallest <= largest <= 1"
-            )
-        if self.crop_ratio[0] > self.crop_ratio[1]:
-            raise ValueError(f"crop_ratio {list(self.crop_ratio)}: give [smallest, largest]")
-        return self
 
 
 class Optimizer(Section):
@@ -188,6 +116,7 @@ class Finetune(TrainingStage):
 
     kind: Literal["finetune"]
     view: View
+    mix: Mix | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     init: Literal["previous", "scratch"] = "previous"
     """Where the backbone's weights come from."""

@@ -3,18 +3,33 @@
 The operations are kornia's; which sample gets which is decided here, so that it depends on no rank and no batch size.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from sparse_mlp_ds import rng
-from sparse_mlp_ds.recipe import Blur, Data, Jitter, View
+from sparse_mlp_ds.data.loader import Batch
+from sparse_mlp_ds.data.rand_augment import rand_augment
+from sparse_mlp_ds.data.sections import Blur, Data, Jitter, View
+
+_ERASED_AREA = (0.02, 1 / 3)  # shares of the image, and the range of height over width: torchvision's and timm's
+_ERASED_RATIO = (0.3, 3.3)
+
+
+def views(batch: Batch, wanted: Sequence[View], seed: int) -> tuple[Tensor, Tensor]:
+    """Return a micro-batch's augmented views [V, B, 3, H, W] in [0, 1], and the keys [V, B] of what else draws."""
+    keys = [rng.sample_keys(seed, batch.numbers, f"view {v}") for v in range(len(wanted))]
+    images = [augment(to_unit(batch.images[:, v]), view, keys[v]) for v, view in enumerate(wanted)]
+    return torch.stack(images), torch.stack(keys)
 
 
 def augment(images: Tensor, view: View, keys: Tensor) -> Tensor:
     """Apply a view's operations in MoCo v3's order: [B, 3, H, W] in [0, 1] -> the same. keys: [B] sample keys."""
     images = images.float()
+    if view.rand_augment:
+        images = rand_augment(images, view.rand_augment, keys)
     if view.jitter:
         images = _sometimes(view.jitter.p, "jitter", keys, images, lambda x, k: _jitter(x, view.jitter, k))
     if view.grayscale:
@@ -22,9 +37,11 @@ def augment(images: Tensor, view: View, keys: Tensor) -> Tensor:
     if view.blur:
         images = _sometimes(view.blur.p, "blur", keys, images, lambda x, k: _blur(x, view.blur, k))
     if view.solarize:
-        images = _sometimes(view.solarize, "solarize", keys, images, lambda x, k: torch.where(x >= 0.5, 1 - x, x))
+        images = _sometimes(view.solarize, "solarize", keys, images, lambda x, k: torch.minimum(x, 1 - x))
     if view.flip:
         images = _sometimes(view.flip, "flip", keys, images, lambda x, k: x.flip(-1))
+    if view.erase:
+        images = _sometimes(view.erase, "erase", keys, images, _erase)
     return images
 
 
@@ -63,8 +80,43 @@ def _jitter(images: Tensor, jitter: Jitter, keys: Tensor) -> Tensor:
     if jitter.saturation:
         images = enhance.adjust_saturation_with_gray_subtraction(images, 1 + draws[:, 2] * jitter.saturation)
     if jitter.hue:
-        images = enhance.adjust_hue(images, draws[:, 3] * jitter.hue * 2 * torch.pi)
+        images = _shift_hue(images, draws[:, 3] * jitter.hue)
     return images
+
+
+def _erase(images: Tensor, keys: Tensor) -> Tensor:
+    height, width = images.shape[-2:]
+    area, ratio, y, x = rng.uniform(keys, rng.stream_id("augment/erased"), 4).unbind(1)  # [B] each
+    area = (_ERASED_AREA[0] + area * (_ERASED_AREA[1] - _ERASED_AREA[0])) * height * width
+    low, high = (math.log(edge) for edge in _ERASED_RATIO)
+    ratio = torch.exp(low + ratio * (high - low))
+    h, w = (area * ratio).sqrt().clamp(max=height), (area / ratio).sqrt().clamp(max=width)
+    inside = rectangle(y * (height - h), x * (width - w), h, w, height, width)
+    return torch.where(inside[:, None], images.mean(dim=(2, 3), keepdim=True), images)
+
+
+def rectangle(top: Tensor, left: Tensor, h: Tensor, w: Tensor, height: int, width: int) -> Tensor:
+    """Return [B, height, width] bool: the pixels whose middles lie inside a rectangle per sample, all [B], pixels."""
+    rows = torch.arange(height, device=top.device) + 0.5
+    columns = torch.arange(width, device=top.device) + 0.5
+    in_rows = (rows >= top[:, None]) & (rows < (top + h)[:, None])
+    in_columns = (columns >= left[:, None]) & (columns < (left + w)[:, None])
+    return in_rows[:, :, None] & in_columns[:, None, :]
+
+
+def _shift_hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Turn the hue [B] of HSV at the same saturation and value; kornia's result in a third of its time on a CPU."""
+    red, green, blue = images.unbind(1)  # [B, H, W] each
+    value = images.amax(dim=1)
+    chroma = value - images.amin(dim=1)
+    some = chroma.clamp_min(1e-8)
+    hue = torch.where(value == green, (blue - red) / some + 2, (red - green) / some + 4)
+    hue = torch.where(value == red, (green - blue) / some, hue) + 6 * turns[:, None, None]  # in sixths of a turn
+    channels = []
+    for offset in (5, 3, 1):  # a channel falls from V to V - C and rises again as the hue goes round
+        place = torch.remainder(hue + offset, 6)
+        channels.append(value - chroma * torch.minimum(place, 4 - place).clamp_(0, 1))
+    return torch.stack(channels, dim=1)
 
 
 def _grey(images: Tensor) -> Tensor:

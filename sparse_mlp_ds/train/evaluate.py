@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_mlp_ds import dist
-from sparse_mlp_ds.data import augment, loader
+from sparse_mlp_ds.data import augment, loader, sources
+from sparse_mlp_ds.data.defects import BadCount
 from sparse_mlp_ds.data.index import Index
 from sparse_mlp_ds.data.order import evaluation_batches
+from sparse_mlp_ds.log.console import say
 from sparse_mlp_ds.recipe import Data
 
 Forward = Callable[[Tensor], Tensor]
@@ -18,19 +20,24 @@ Forward = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def top_k_accuracy(forward: Forward, index: Index, data: Data, size: int, batch_size: int) -> dict[str, float]:
-    """Return `top1` and `top5`, shares in [0, 1] of exactly len(index) images, and their number `images`.
+    """Return `top1` and `top5`, shares in [0, 1] of the index's images, each counted once, and their number `images`.
 
-    size: side of the images, pixels. batch_size: images per forward pass over all ranks.
+    size: side of the images, pixels. batch_size: images per forward pass over all ranks. Images that cannot be decoded
+    are not counted, but named; too many of them raise UserError.
     """
     counts = torch.zeros(3, dtype=torch.int64, device=dist.device())  # images, top-1 hits, top-5 hits
-    for images, labels, numbers in _batches(index, data, size, batch_size):
+    bad = BadCount(data.bad_limit, len(index))
+    for images, labels, numbers in _batches(index, data, size, batch_size, bad):
         logits = forward(images)
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]  # [B, 5]
         real = numbers >= 0  # padding is masked
         counts += torch.stack([real.sum(), (ranked[:, 0] & real).sum(), (ranked.any(dim=1) & real).sum()])
     total, top1, top5 = dist.all_reduce(counts).tolist()
-    if total != len(index):
-        raise RuntimeError(f"evaluated {total} images of {len(index)}")
+    missing = sum(bad.read().values())
+    if total + missing != len(index):
+        raise RuntimeError(f"evaluated {total} images of {len(index)}, {missing} of which are bad")
+    for one in bad.found:
+        say(f"not counted: {one}")
     return {"top1": top1 / total, "top5": top5 / total, "images": total}
 
 
@@ -63,17 +70,23 @@ def knn_accuracy(
 def _features(forward: Forward, index: Index, data: Data, size: int, batch_size: int) -> tuple[Tensor, Tensor]:
     """Return unit features [N, D] and labels [N] of all images, on every rank."""
     features, labels = [], []
-    for images, batch_labels, numbers in _batches(index, data, size, batch_size):
+    bad = BadCount(data.bad_limit, len(index))
+    for images, batch_labels, numbers in _batches(index, data, size, batch_size, bad):
         real = dist.all_gather(numbers) >= 0
         features.append(dist.all_gather(F.normalize(forward(images).float(), dim=1))[real])
         labels.append(dist.all_gather(batch_labels)[real])
+    bad.read()
     return torch.cat(features), torch.cat(labels)
 
 
-def _batches(index: Index, data: Data, size: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _batches(
+    index: Index, data: Data, size: int, batch_size: int, bad: BadCount
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield this rank's normalised images, labels and numbers; the same number of batches on every rank."""
     share = max(batch_size // dist.world_size(), 1)
-    lists = evaluation_batches(len(index), dist.rank(), dist.world_size(), share)
-    for batch in loader.load(loader.ShardDataset(index, size), lists, data.workers):
+    slots = evaluation_batches(len(index), dist.rank(), dist.world_size(), share)
+    dataset = loader.ShardDataset(index, size, data.classes, cache=sources.cache(data))
+    for batch in loader.load(dataset, slots, data.workers):
+        bad.add(batch.bad, epoch=0)
         batch = batch.to(dist.device())
         yield augment.normalize(augment.to_unit(batch.images[:, 0]), data), batch.labels, batch.numbers

@@ -3,9 +3,10 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_mlp_ds import dist, rng
-from sparse_mlp_ds.data.augment import augment, normalize, to_unit
+from sparse_mlp_ds import dist
+from sparse_mlp_ds.data import augment
 from sparse_mlp_ds.data.loader import Batch
+from sparse_mlp_ds.data.mixing import mix
 from sparse_mlp_ds.job import Job
 from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.models.backbone import Backbone
@@ -50,10 +51,12 @@ class Finetuning:
 
     def loss(self, engine, batch: Batch) -> tuple[Tensor, Reports]:
         """Return the cross-entropy of one micro-batch and the MoE layers' reports."""
-        keys = rng.sample_keys(self.job.recipe.train.seed, batch.numbers, "finetune")
-        images = augment(to_unit(batch.images[:, 0]), self.stage.view, keys)
-        logits, reports = engine(normalize(images, self.job.recipe.data), keys)
-        return F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.stage.label_smoothing), reports
+        (images,), (keys,) = augment.views(batch, self.views, self.job.recipe.train.seed)
+        targets = F.one_hot(batch.labels, self.job.recipe.data.classes).float()
+        if self.stage.mix:
+            images, targets = mix(images, targets, self.stage.mix, keys)
+        logits, reports = engine(augment.normalize(images, self.job.recipe.data), keys)
+        return F.cross_entropy(logits.float(), targets, label_smoothing=self.stage.label_smoothing), reports
 
     def before_step(self, engine, step: int) -> None:
         """Nothing to do."""

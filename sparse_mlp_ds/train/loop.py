@@ -4,7 +4,9 @@ import time
 from typing import Any
 
 from sparse_mlp_ds import dist
-from sparse_mlp_ds.data import loader
+from sparse_mlp_ds.data import loader, sources
+from sparse_mlp_ds.data.defects import BadCount
+from sparse_mlp_ds.data.index import join
 from sparse_mlp_ds.data.order import micro_batches
 from sparse_mlp_ds.job import Job, plan
 from sparse_mlp_ds.log.console import ProgressLine, final_table, say
@@ -70,9 +72,14 @@ def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder, sinks: 
     # ---- its data, from the very sample where it stopped
     order = job.order(name)
     steps = range(progress.stage_step, last)
-    lists = micro_batches(order, steps, dist.rank(), dist.world_size(), batch.micro, batch.accumulation)
-    dataset = loader.ShardDataset(job.train, job.recipe.spec.image_size, method.views, job.recipe.train.seed)
-    batches = loader.load(dataset, lists, job.recipe.data.workers)
+    slots = micro_batches(order, steps, dist.rank(), dist.world_size(), batch.micro, batch.accumulation)
+    data = job.recipe.data
+    dataset = loader.ShardDataset(
+        join(job.train), job.recipe.spec.image_size, data.classes, method.views, job.recipe.train.seed, order,
+        cache=sources.cache(data),
+    )  # fmt: skip
+    batches = loader.load(dataset, slots, data.workers)
+    bad = BadCount(data.bad_limit, order.samples)
 
     # ---- its log
     meter = Meter({kind: moe.top_k for kind, moe in job.recipe.spec.experts.items()})
@@ -91,6 +98,7 @@ def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder, sinks: 
             waiting = time.perf_counter()
             images = next(batches)
             meter.wait(time.perf_counter() - waiting)
+            bad.add(images.bad, step // order.steps_per_epoch)
             loss, reports = method.loss(engine, images.to(dist.device()))
             engine.backward(loss + sum(report.balance for report in reports.values()))
             engine.step()
@@ -103,7 +111,7 @@ def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder, sinks: 
         if (step + 1) % job.recipe.log.every_steps == 0 or step + 1 in (resumed_at + 1, last):
             pace = (time.perf_counter() - first) / (step + 1 - resumed_at)
             record = {"stage": name, "step": progress.step, "epoch": (step + 1) / order.steps_per_epoch}
-            record |= meter.read() | {"lr": rate, "grad_norm": engines.grad_norm(engine)}
+            record |= meter.read() | bad.read() | {"lr": rate, "grad_norm": engines.grad_norm(engine)}
             record |= {"eta_seconds": pace * (last - step - 1), "time": time.time()}
             for sink in sinks:
                 sink.write(record)

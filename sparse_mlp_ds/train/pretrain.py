@@ -1,10 +1,10 @@
 """The pretraining stage: MoCo v3 (arXiv 2104.02057, algorithm 1) on any registered model."""
 
-import torch
 from torch import Tensor, nn
 
-from sparse_mlp_ds import dist, rng
-from sparse_mlp_ds.data.augment import augment, normalize, to_unit
+from sparse_mlp_ds import dist
+from sparse_mlp_ds.data import augment
+from sparse_mlp_ds.data.index import join
 from sparse_mlp_ds.data.loader import Batch
 from sparse_mlp_ds.job import Job
 from sparse_mlp_ds.models import registry
@@ -37,11 +37,9 @@ class Pretraining:
 
     def loss(self, engine, batch: Batch) -> tuple[Tensor, Reports]:
         """Return the contrastive loss of one micro-batch and the MoE layers' reports."""
-        seed = self.job.recipe.train.seed
-        keys = [rng.sample_keys(seed, batch.numbers, f"view {v}") for v in range(2)]
-        views = [augment(to_unit(batch.images[:, v]), self.views[v], keys[v]) for v in range(2)]
-        images = normalize(torch.cat(views), self.job.recipe.data)  # [2 B, 3, H, W]
-        queries, reports = engine(images, torch.cat(keys))
+        views, keys = augment.views(batch, self.views, self.job.recipe.train.seed)
+        images = augment.normalize(views.flatten(0, 1), self.job.recipe.data)  # [2 B, 3, H, W]
+        queries, reports = engine(images, keys.flatten())
         momentum_keys = self.averaged(images)
         two_views = (2, len(batch.numbers), -1)
         return (
@@ -69,4 +67,4 @@ class Pretraining:
         job = self.job
         forward = lambda images: self.module.backbone.forward_features(images)[0]  # noqa: E731
         size, batch = job.recipe.spec.image_size, 4 * self.stage.batch_size
-        return knn_accuracy(forward, job.train, job.val, job.recipe.data, size, batch, self.stage.knn_k)
+        return knn_accuracy(forward, join(job.train), job.val, job.recipe.data, size, batch, self.stage.knn_k)

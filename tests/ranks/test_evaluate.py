@@ -1,9 +1,13 @@
 """Exact evaluation: each of 17 images counts once, however they are split."""
 
+import json
+import shutil
+from dataclasses import replace
+
 import pytest
 import torch
 
-from sparse_mlp_ds.data import digits, shards
+from sparse_mlp_ds.data import digits, making
 from sparse_mlp_ds.data.index import load
 from sparse_mlp_ds.recipe import Data
 from sparse_mlp_ds.train.evaluate import knn_accuracy, top_k_accuracy
@@ -15,13 +19,29 @@ IMAGES = 17
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("seventeen")
-    shards.write(path, "some", digits._samples()[:IMAGES], digits.CLASSES, per_shard=5)
+    digits_val = digits._splits(path / "raw")[0]
+    split = replace(digits_val, originals=digits_val.originals[:IMAGES])
+    making.make(path, "some", split, making.Options(per_shard=5), 0, making.Share(), lambda done, total: None)
+    return path
+
+
+@pytest.fixture(scope="module")
+def damaged(folder, tmp_path_factory):
+    """The same with one image that does not decode, and a label outside the classes."""
+    path = tmp_path_factory.mktemp("damaged")
+    shutil.copytree(folder, path, dirs_exist_ok=True)
+    record = json.loads((path / "index.json").read_text())
+    record["shards"][1]["labels"][2] = 10
+    with (path / record["shards"][2]["file"]).open("rb+") as file:
+        file.seek(record["shards"][2]["offsets"][1])
+        file.write(bytes(20))
+    (path / "index.json").write_text(json.dumps(record))
     return path
 
 
 def _evaluate(folder, batch_size: int):
     index = load(folder)
-    data = Data(train=folder, val=folder, classes=10, workers=0)
+    data = Data(train=str(folder), val=str(folder), classes=10, workers=0, bad_limit=0.2)
     torch.manual_seed(0)
     weights = torch.randn(3 * 16 * 16, 10)
     forward = lambda images: images.flatten(1) @ weights  # noqa: E731
@@ -37,3 +57,10 @@ def test_every_image_counts_once(folder, world, batch_size):
     assert 0 < expected[0]["top5"] < 1
     assert expected[1] == 1.0, "with k = 1 every image is its own nearest neighbour"
     assert harness.run(world, _evaluate, folder, batch_size) == [expected] * world
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_bad_images_are_left_out_on_any_number_of_ranks(damaged, world):
+    expected = harness.run(1, _evaluate, damaged, IMAGES)[0]
+    assert expected[0]["images"] == IMAGES - 2
+    assert harness.run(world, _evaluate, damaged, 3) == [expected] * world

@@ -42,7 +42,10 @@ def _refused(capsys, *arguments: str) -> str:
         (["--ds_config", MOE, "--set", "moe.group_images=7"], ["moe.group_images 7", "128 images", "set it to 1"]),
         (["--ds_config", MOE, "--set", "stages.pretrain.batch_size=1600"], ["batch_size 1600", "1437 images"]),
         (["--ds_config", MOE, "--set", "data.train=empty"], ["empty: no shards", "sparse-mlp-ds shards make"]),
-        (["--ds_config", MOE, "--set", "data.classes=7"], ["sample '", "label", "data.classes to at least"]),
+        (
+            ["--ds_config", MOE, "--set", "data.classes=7"],
+            ["outside the 7 classes", "worst is", "data.bad_limit"],
+        ),
         (["--ds_config", MOE, "--resume", "gone/step_5"], ["gone/step_5", "not a checkpoint"]),
     ],
 )

@@ -7,37 +7,53 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sparse_mlp_ds.data import order as order_module
-from sparse_mlp_ds.data.order import Item, TrainingOrder, evaluation_batches, micro_batches
+from sparse_mlp_ds.data.order import Part, TrainingOrder, evaluation_batches, micro_batches, shares
 
-ORDER = TrainingOrder(samples=103, batch_size=24, seed=3)
+
+def simple(samples, batch_size, seed, **options):
+    """One data set in one tar."""
+    return TrainingOrder((Part((samples,), samples),), batch_size, seed, **options)
+
+
+ORDER = simple(103, 24, 3)
+
+
+def pairs(slots):
+    """[(sample, number)] of one micro-batch."""
+    return list(zip(slots.samples.tolist(), slots.numbers.tolist(), strict=True))
 
 
 def by_rank(steps, world, accumulation, order=ORDER):
     """Each rank's list of micro-batches."""
     micro = order.batch_size // (world * accumulation)
-    return [list(micro_batches(order, steps, rank, world, micro, accumulation)) for rank in range(world)]
+    ranks = (micro_batches(order, steps, rank, world, micro, accumulation) for rank in range(world))
+    return [[pairs(slots) for slots in rank] for rank in ranks]
 
 
 def global_batches(steps, world, accumulation, order=ORDER):
-    """Each step's items over all ranks, in the order of the global batch."""
+    """Each step's (sample, number) pairs over all ranks, in the order of the global batch."""
     ranks = by_rank(steps, world, accumulation, order)
-    turns = [
-        [item for rank in ranks for item in rank[turn]] for turn in range(len(ranks[0]))
-    ]  # what all ranks load at the same time
-    return [
-        [item for turn in turns[first : first + accumulation] for item in turn]
-        for first in range(0, len(turns), accumulation)
-    ]
+    turns = [[pair for rank in ranks for pair in rank[turn]] for turn in range(len(ranks[0]))]
+    starts = range(0, len(turns), accumulation)
+    return [[pair for turn in turns[first : first + accumulation] for pair in turn] for first in starts]
+
+
+def epoch(order, number):
+    """The samples of one epoch, in order."""
+    steps = range(number * order.steps_per_epoch, (number + 1) * order.steps_per_epoch)
+    return [sample for batch in global_batches(steps, 1, 1, order) for sample, _ in batch]
 
 
 def test_steps_of_an_epoch():
     assert (ORDER.steps_per_epoch, ORDER.left_out) == (4, 7)
-    assert (TrainingOrder(96, 24, 0).steps_per_epoch, TrainingOrder(96, 24, 0).left_out) == (4, 0)
+    assert (simple(96, 24, 0).steps_per_epoch, simple(96, 24, 0).left_out) == (4, 0)
+    assert (simple(103, 24, 0, pad=True).steps_per_epoch, simple(103, 24, 0, pad=True).left_out) == (5, -17)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -57,41 +73,101 @@ def test_a_micro_batch_is_a_run_of_neighbours(world, accumulation):
     batches = [batch for rank in by_rank(range(3), world, accumulation) for batch in rank]
     assert len(batches) == 3 * world * accumulation
     for batch in batches:
-        first = batch[0].number
-        assert [item.number for item in batch] == list(range(first, first + micro))
+        first = batch[0][1]
+        assert [number for _, number in batch] == list(range(first, first + micro))
 
 
 def test_an_epoch_visits_a_sample_once_at_most_and_the_next_in_another_order():
-    epochs = [[i for batch in global_batches(range(4 * e, 4 * e + 4), 1, 1) for i in batch] for e in range(3)]
-    for epoch in epochs:
-        samples = [item.sample for item in epoch]
+    epochs = [epoch(ORDER, e) for e in range(3)]
+    for samples in epochs:
         assert len(set(samples)) == len(samples) == 96
         assert set(samples) <= set(range(103))
-    sequences = [tuple(item.sample for item in epoch) for epoch in epochs]
-    assert len(set(sequences)) == 3
-    assert len({frozenset(sequence) for sequence in sequences}) > 1, "always the same images are left out"
+    assert len({tuple(samples) for samples in epochs}) == 3
+    assert len({frozenset(samples) for samples in epochs}) > 1, "always the same images are left out"
+
+
+def test_a_padded_epoch_visits_every_sample_and_fills_up_from_its_beginning():
+    order = simple(103, 24, 3, pad=True)
+    first, second = epoch(order, 0), epoch(order, 1)
+    assert len(first) == 120
+    assert set(first[:103]) == set(range(103))
+    assert first[103:] == first[:17]
+    assert second[:103] != first[:103]
+    numbers = [n for batch in global_batches(range(10), 1, 1, order) for _, n in batch]
+    assert numbers == list(range(240)), "a sample that fills up draws anew"
 
 
 def test_numbers_never_repeat_and_name_the_place_in_the_stage():
-    items = [item for batch in global_batches(range(12), 2, 1) for item in batch]
-    assert len({item.number for item in items}) == len(items)
-    assert [item.number for item in items[:3]] == [0, 1, 2]
-    assert items[96].number == 103  # epoch 1 begins at its own length, whatever the batch size
+    numbers = [number for batch in global_batches(range(12), 2, 1) for _, number in batch]
+    assert len(set(numbers)) == len(numbers)
+    assert numbers[:3] == [0, 1, 2]
+    assert numbers[96] == 103  # epoch 1 begins at its own length, whatever the batch size
 
 
-@pytest.mark.parametrize("other", [TrainingOrder(103, 24, 4), TrainingOrder(104, 24, 3)], ids=["seed", "samples"])
+@pytest.mark.parametrize("other", [simple(103, 24, 4), simple(104, 24, 3)], ids=["seed", "samples"])
 def test_another_seed_or_data_set_gives_another_order(other):
-    assert ORDER.items(0, 0, 24) != other.items(0, 0, 24)
+    assert pairs(ORDER.slots(0, 0, 24)) != pairs(other.slots(0, 0, 24))
 
 
 def test_the_batch_size_does_not_change_an_epochs_sequence():
-    larger = TrainingOrder(103, 48, 3)
-    assert larger.items(1, 0, 48) == ORDER.items(2, 0, 24) + ORDER.items(3, 0, 24)
+    larger = simple(103, 48, 3)
+    assert pairs(larger.slots(1, 0, 48)) == pairs(ORDER.slots(2, 0, 24)) + pairs(ORDER.slots(3, 0, 24))
 
 
-@settings(max_examples=60, deadline=None, database=None)
+# ---- windows and mixtures
+
+
+def test_a_window_mixes_its_tars_and_reads_them_before_the_next_ones():
+    shards = (10,) * 12
+    order = TrainingOrder((Part(shards, 120),), 30, 5, window=3)
+    for number in range(2):
+        samples = np.array(epoch(order, number))
+        assert sorted(samples) == list(range(120))
+        windows = [set((part // 10).tolist()) for part in samples.reshape(4, 30)]
+        assert [len(tars) for tars in windows] == [3] * 4
+        assert set().union(*windows) == set(range(12))
+        assert any((np.diff(part // 10) != 0).sum() > 10 for part in samples.reshape(4, 30)), "tars come one by one"
+    assert epoch(order, 0) != epoch(order, 1)
+
+
+@pytest.mark.parametrize(
+    ("samples", "weights", "expected"),
+    [
+        ([30, 10], None, [30, 10]),
+        ([30, 10], [1, 1], [20, 20]),
+        ([30, 11], [1, 1], [21, 20]),
+        ([100, 1, 1], [1, 1, 2], [26, 25, 51]),
+    ],
+)
+def test_shares_follow_the_weights_and_fill_the_epoch(samples, weights, expected):
+    assert sorted(shares(samples, weights)) == sorted(expected)
+    assert sum(shares(samples, weights)) == sum(samples)
+
+
+def test_a_mixture_without_weights_visits_everything_once():
+    order = TrainingOrder((Part((7, 8), 15), Part((9,), 9)), 6, 1)
+    assert sorted(epoch(order, 0)) == sorted(epoch(order, 1)) == list(range(24))
+    assert len({sample >= 15 for sample in epoch(order, 0)[:12]}) == 2, "the sets are not mixed"
+
+
+def test_a_weighted_mixture_keeps_its_shares_and_repeats_nothing_before_its_time():
+    order = TrainingOrder((Part((40,), 20), Part((10,), 30)), 10, 1)
+    stream = [sample for e in range(4) for sample in epoch(order, e)]
+    for e in range(4):
+        assert sum(sample >= 40 for sample in epoch(order, e)) == 30
+    first, second = ([s for s in stream if (s >= 40) == side] for side in (False, True))
+    assert sorted(first[:40]) == sorted(first[40:]) == list(range(40))
+    assert all(sorted(second[at : at + 10]) == list(range(40, 50)) for at in range(0, 120, 10))
+
+
+# ---- stopping and resuming
+
+
+@settings(max_examples=80, deadline=None, database=None)
 @given(
-    samples=st.integers(8, 200),
+    shards=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    window=st.integers(0, 3),
+    pad=st.booleans(),
     micro=st.integers(1, 4),
     accumulation=st.integers(1, 3),
     world=st.integers(1, 4),
@@ -99,32 +175,29 @@ def test_the_batch_size_does_not_change_an_epochs_sequence():
     stop=st.integers(0, 30),
     seed=st.integers(0, 2**63),
 )
-def test_a_resumed_run_loads_what_was_left(samples, micro, accumulation, world, other, stop, seed):
+def test_a_resumed_run_loads_what_was_left(shards, window, pad, micro, accumulation, world, other, stop, seed):
     total = micro * accumulation * world * other  # divides over both numbers of ranks
-    assume(total <= samples)
-    order = TrainingOrder(samples, total, seed)
+    assume(total <= sum(shards))
+    order = TrainingOrder((Part(tuple(shards), sum(shards)),), total, seed, window, pad)
     uninterrupted = global_batches(range(31), world, accumulation, order)
     before = global_batches(range(stop), world, accumulation, order) if stop else []
     assert before + global_batches(range(stop, 31), other, accumulation, order) == uninterrupted
 
 
-@pytest.mark.parametrize("batch", [1, 3, 8])
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
-@pytest.mark.parametrize("samples", [1, 3, 17])
-def test_evaluation_sees_every_sample_once(samples, world, batch):
-    ranks = [list(evaluation_batches(samples, rank, world, batch)) for rank in range(world)]
-    assert len({len(batches) for batches in ranks}) == 1
-    assert {len(b) for batches in ranks for b in batches} == {batch}
-    items = [item for batches in ranks for b in batches for item in b]
-    assert Counter(item.sample for item in items if item.number >= 0) == Counter(range(samples))
-    assert all(item == Item(0, -1) or item.number == item.sample for item in items)
-    assert len(items) < samples + world * batch  # no batch is padding on every rank
+def test_a_stand_in_is_the_next_sample_of_the_same_epoch():
+    samples = [sample for sample, _ in pairs(ORDER.slots(1, 0, 24))]
+    assert [ORDER.following(24, distance) for distance in range(24)] == samples
+    last = pairs(ORDER.slots(3, 0, 24))[-1][1]
+    assert (
+        ORDER.following(last, 8) == pairs(ORDER.slots(0, 0, 1))[0][0]
+    )  # 7 are left out behind it; then from the start
 
 
 PRINT_ORDER = """
 import json
-from sparse_mlp_ds.data.order import TrainingOrder
-print(json.dumps([[i.sample, i.number] for i in TrainingOrder(103, 24, 3).items(5, 2, 20)]))
+from sparse_mlp_ds.data.order import Part, TrainingOrder
+slots = TrainingOrder((Part((53, 50), 103), Part((20,), 30)), 24, 3, window=1).slots(5, 2, 20)
+print(json.dumps([slots.samples.tolist(), slots.numbers.tolist()]))
 """
 
 
@@ -134,6 +207,26 @@ def test_a_new_interpreter_gives_the_same_order():
     there = subprocess.run(
         [sys.executable, "-c", PRINT_ORDER], env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
-    here = [[item.sample, item.number] for item in ORDER.items(5, 2, 20)]
-    assert len(here) == 20
-    assert json.loads(there.stdout) == here
+    here = TrainingOrder((Part((53, 50), 103), Part((20,), 30)), 24, 3, window=1).slots(5, 2, 20)
+    assert json.loads(there.stdout) == [here.samples.tolist(), here.numbers.tolist()]
+
+
+def test_the_order_of_a_seed_is_this_one():
+    """Numbers written down once: a checkpoint resumes its data order under any later version."""
+    assert simple(10, 5, 0).slots(0, 0, 5).samples.tolist() == [0, 2, 9, 1, 8]
+
+
+# ---- evaluation
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("samples", [1, 3, 17])
+def test_evaluation_sees_every_sample_once(samples, world, batch):
+    ranks = [[pairs(s) for s in evaluation_batches(samples, rank, world, batch)] for rank in range(world)]
+    assert len({len(batches) for batches in ranks}) == 1
+    assert {len(b) for batches in ranks for b in batches} == {batch}
+    items = [pair for batches in ranks for b in batches for pair in b]
+    assert Counter(sample for sample, number in items if number >= 0) == Counter(range(samples))
+    assert all(pair == (0, -1) or pair[0] == pair[1] for pair in items)
+    assert len(items) < samples + world * batch  # no batch is padding on every rank

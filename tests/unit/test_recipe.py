@@ -1,7 +1,5 @@
 """Recipes: every mistake is one line that names its source, the key and the fix; good overrides land where they say."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 
@@ -151,7 +149,7 @@ GOOD = {
     "stages.pretrain.views.1.flip=0.25": (lambda r: [v.flip for v in r.stages["pretrain"].views], [0.0, 0.25]),
     f"{VIEW}.blur=null": (lambda r: [v.blur is None for v in r.stages["pretrain"].views], [True, False]),
     "data.mean.1=0.5": (lambda r: r.data.mean, (0.305, 0.5, 0.305)),
-    "data.train=/elsewhere/a=b": (lambda r: r.data.train, Path("/elsewhere/a=b")),
+    "data.train=/elsewhere/a=b": (lambda r: r.data.train[0].path, "/elsewhere/a=b"),
     "model.moe_s.experts=2": (lambda r: (r.spec.moe_s.experts, r.spec.moe_s.hidden), (2, 128)),
     "model.name=mixer_b16": (lambda r: (r.spec.width, r.spec.sparse_blocks), (768, 0)),
     "moe.capacity_factor_c=null": (lambda r: (r.moe.capacity_factor_s, r.moe.capacity_factor_c), (1.05, None)),

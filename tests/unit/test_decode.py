@@ -1,0 +1,257 @@
+"""From bytes to squares of uint8 pixels: every valid oddity decodes right, and anything else is a BadSampleError."""
+
+import io
+import struct
+import tarfile
+import zlib
+
+import numpy as np
+import pytest
+from PIL import EpsImagePlugin, Image, ImageFile
+from scipy import stats
+
+from sparse_mlp_ds.data import decode, scan
+from sparse_mlp_ds.data.decode import MAX_PIXELS, Picture, center_box, random_box
+from sparse_mlp_ds.data.defects import TOO_LARGE, UNDECODABLE, BadSampleError
+from sparse_mlp_ds.data.loader import ShardDataset
+from sparse_mlp_ds.data.order import Slots
+from sparse_mlp_ds.data.sections import View
+
+ORIENTATION = 0x0112
+TO_UPRIGHT = {  # the EXIF standard's eight: where the stored pixels' first row and column lie in the upright image
+    1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}  # fmt: skip
+
+
+def noise(width=40, height=30, colours=256, seed=0):
+    """[height, width, 3] uint8 of unrelated pixels."""
+    return (np.random.default_rng(seed).integers(0, colours, (height, width, 3)) * (255 // (colours - 1))).astype(
+        np.uint8
+    )
+
+
+def smooth(width=40, height=30, block=12):
+    """[height, width, 3] uint8 that JPEG hardly changes."""
+    coarse = Image.fromarray(noise(-(-width // block), -(-height // block)))
+    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def encode(image, kind="png", **options):
+    image = image if isinstance(image, Image.Image) else Image.fromarray(np.ascontiguousarray(image))
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def turned(orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif
+
+
+def decoded(content):
+    return np.asarray(Picture(content).upright()).astype(int)
+
+
+def refusal(content, side=8):
+    """The BadSampleError that these bytes meet, or None if they give the pixels they should."""
+    try:
+        picture = Picture(content)
+        boxes = [center_box(picture.size, 1.0), (0, 0, *picture.size)]
+        cut = picture.cut(boxes, side)
+    except BadSampleError as error:
+        assert len(str(error).splitlines()) == 1 and len(str(error)) < 300
+        return error
+    assert (cut.shape, cut.dtype) == ((2, 3, side, side), np.uint8)
+    return None
+
+
+# valid oddities
+
+
+@pytest.mark.parametrize("kind, options", [("png", {}), ("bmp", {}), ("tiff", {}), ("webp", {"lossless": True})])
+def test_lossless_colours_come_back_as_they_were(kind, options):
+    assert np.array_equal(decoded(encode(noise(), kind, **options)), noise())
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}], ids=["plain", "progressive", "444"])
+def test_jpegs_come_back_nearly_as_they_were(options):
+    assert np.abs(decoded(encode(smooth(), "jpeg", quality=95, **options)) - smooth()).mean() < 3
+
+
+def test_a_phones_picture_of_several_counts_as_its_first():
+    first, second = (Image.fromarray(np.full((30, 40, 3), value, np.uint8)) for value in (50, 200))
+    for kind in ("MPO", "GIF", "WEBP", "TIFF"):
+        content = encode(first, kind, save_all=True, append_images=[second])
+        assert np.abs(decoded(content) - 50).max() <= 2, kind
+
+
+@pytest.mark.parametrize("kind", ["png", "gif", "tiff", "bmp"])
+def test_palettes_become_their_colours(kind):
+    few = noise(colours=6)  # 216 colours, which a palette holds exactly
+    image = Image.fromarray(few).convert("P", palette=Image.Palette.ADAPTIVE, colors=256)
+    assert np.array_equal(np.asarray(image.convert("RGB")), few)
+    assert np.array_equal(decoded(encode(image, kind)), few)
+
+
+@pytest.mark.parametrize("transparency", [3, bytes(range(0, 250, 10))], ids=["one colour", "by degrees"])
+def test_transparency_of_a_palette_is_dropped(transparency):
+    few = noise(colours=6)
+    image = Image.fromarray(few).convert("P", palette=Image.Palette.ADAPTIVE, colors=256)
+    assert np.array_equal(decoded(encode(image, transparency=transparency)), few)
+
+
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_an_alpha_channel_is_dropped_and_not_blended(kind):
+    alpha = np.random.default_rng(1).integers(0, 256, (30, 40, 1), np.uint8)
+    options = {"lossless": True, "exact": True} if kind == "webp" else {}
+    assert np.array_equal(decoded(encode(np.concatenate([noise(), alpha], 2), kind, **options)), noise())
+
+
+def test_grey_is_repeated_over_the_channels():
+    grey, alpha = noise()[..., 0], noise(seed=1)[..., 0]
+    wanted = np.repeat(grey[..., None], 3, axis=2)
+    assert np.array_equal(decoded(encode(grey)), wanted)
+    assert np.array_equal(decoded(encode(Image.fromarray(np.stack([grey, alpha], -1), "LA"))), wanted)
+    bits = Image.fromarray(grey > 127)
+    assert bits.mode == "1" and np.array_equal(decoded(encode(bits))[..., 1], np.where(grey > 127, 255, 0))
+    soft = smooth()[..., 0]
+    assert np.abs(decoded(encode(soft, "jpeg", quality=95)) - soft[..., None]).mean() < 2
+
+
+@pytest.mark.parametrize("kind, order", [("png", "<"), ("tiff", "<"), ("tiff", ">")])
+def test_sixteen_bits_are_scaled_and_not_clipped(kind, order):
+    values = np.random.default_rng(0).integers(0, 65536, (30, 40)).astype(f"{order}u2")
+    image = Image.frombytes("I;16" if order == "<" else "I;16B", (40, 30), values.tobytes())
+    result = decoded(encode(image, kind))
+    assert np.array_equal(result, np.repeat(values[..., None] // 256, 3, axis=2))
+    assert (result == 255).mean() < 0.02
+
+
+def test_cmyk_becomes_the_light_that_ink_leaves():
+    """Pillow stores ink inverted, as Adobe does, and marks it so. 4 levels are what JPEG loses at quality 100."""
+    ink = np.dstack([smooth(), smooth()[::-1, :, :1] // 2]).astype(float)
+    content = encode(Image.fromarray(ink.astype(np.uint8), "CMYK"), "jpeg", quality=100, subsampling=0)
+    assert b"Adobe" in content
+    light = (255 - ink[..., :3]) * (255 - ink[..., 3:]) / 255
+    assert np.abs(decoded(content) - light).max() <= 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff"])
+def test_exif_orientations_are_set_upright(kind, orientation):
+    stored = smooth()
+    lossless = {"jpeg": {"quality": 95}, "webp": {"lossless": True}}.get(kind, {})
+    content = encode(stored, kind, exif=turned(orientation), **lossless)
+    upright = TO_UPRIGHT[orientation](stored)
+    assert Picture(content).size == upright.shape[1::-1]
+    assert np.abs(decoded(content) - upright).mean() < (3 if kind == "jpeg" else 1e-9)
+    picture = Picture(content)
+    cut = picture.cut([(0, 0, 10, 10)], 10)[0].transpose(1, 2, 0)
+    assert np.abs(cut - upright[:10, :10].astype(int)).mean() < (3 if kind == "jpeg" else 1e-9)
+
+
+def test_odd_metadata_make_no_image_bad():
+    def exif(*entries):
+        table = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+        return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + table + bytes(4)
+
+    sideways, upright = (ORIENTATION, 3, 1, 6), (30, 40)
+    for content, size in [
+        (exif(sideways, (0x0100, 12, 1, 3)), upright),  # a width that is no integer: cannot be written again
+        (exif(sideways, (0x011A, 5, 1, 99999)), upright),  # a resolution behind the end
+        (exif((ORIENTATION, 3, 1, 77)), (40, 30)),
+        (exif((ORIENTATION, 2, 1, 0x36)), (40, 30)),  # a text
+        (b"Exif\0\0II*\0\xff\xff\xff\xff", (40, 30)),
+    ]:
+        picture = Picture(encode(smooth(), "jpeg", exif=content))
+        assert picture.size == size and picture.upright().size == size
+
+
+def test_content_decides_and_not_a_members_name(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in (("0.jpg", encode(noise(8, 8))), ("0.cls", b"1")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    batch = ShardDataset(scan.make_index(tmp_path), 8, 2)[Slots(np.array([0]), np.array([0]))]
+    assert np.array_equal(batch.images[0, 0].numpy(), noise(8, 8).transpose(2, 0, 1)) and not batch.bad
+
+
+# cutting
+
+
+def triangle(pixels, box, side):
+    """Bilinear scaling by hand: each pixel is a mean, weighed by a triangle twice as wide as what it stands for."""
+
+    def weights(low, high, size):
+        scale = max((high - low) / side, 1)
+        middles = low + (np.arange(side) + 0.5) * (high - low) / side
+        w = np.clip(1 - np.abs((np.arange(size) + 0.5)[None] - middles[:, None]) / scale, 0, None)
+        return w / w.sum(1, keepdims=True)
+
+    rows, columns = weights(box[1], box[3], len(pixels)), weights(box[0], box[2], pixels.shape[1])
+    return np.einsum("yh,hwc,xw->cyx", rows, pixels.astype(float), columns)
+
+
+BOXES = [(0, 0, 40, 30), (3, 5, 35, 21), (24, 14, 40, 30), (0, 0, 7, 7), (1.25, 2.5, 39.75, 27.1), (38, 28, 40, 30)]
+
+
+def test_boxes_are_scaled_to_squares():
+    cut = Picture(encode(noise())).cut(BOXES, 16)
+    assert (cut.shape, cut.dtype) == ((6, 3, 16, 16), np.uint8)
+    for part, box in zip(cut, BOXES, strict=True):
+        # 1: Pillow rounds twice, between the axes and at the end
+        assert np.abs(part - triangle(noise(), box, 16)).max() <= 1.01, box
+        assert np.array_equal(part, Picture(encode(noise())).cut([box], 16)[0])
+
+
+def test_a_box_of_the_wanted_size_is_copied():
+    cut = Picture(encode(noise())).cut([(5, 7, 17, 19)], 12)
+    assert np.array_equal(cut[0], noise()[7:19, 5:17].transpose(2, 0, 1))
+
+
+def test_a_box_may_pass_the_border_by_a_rounding_error():
+    cut = Picture(encode(noise())).cut([(40 - 12, 30 - 12, 40 + 1e-9, 30 + 1e-9)], 12)
+    assert np.array_equal(cut[0], noise()[-12:, -12:].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 30), (30, 1)])
+def test_the_smallest_images_can_be_cut(size):
+    picture = Picture(encode(np.full((size[1], size[0], 3), 77, np.uint8)))
+    boxes = [center_box(size, 1.0), *(random_box(size, View(), 0, number, 0) for number in range(50))]
+    assert (picture.cut(boxes, 4) == 77).all()
+
+
+def test_the_centre_is_a_square_of_the_shorter_side():
+    assert center_box((40, 30), 1.0) == (5, 0, 35, 30)
+    assert center_box((30, 41), 0.5) == (7.5, 13, 22.5, 28)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("side, factor", [(112, 2), (56, 4), (28, 8)])
+def test_a_jpeg_is_decoded_smaller_where_boxes_leave_room(side, factor, orientation):
+    """Odd sizes, whose last decoded row and column are partial ones. One pixel aside would differ by 20 levels."""
+    content = encode(smooth(501, 375, 4 * factor), "jpeg", quality=95, exif=turned(orientation))
+    picture, full = Picture(content), Picture(encode(Picture(content).upright()))
+    width, height = full.size
+    assert picture.size == full.size
+    boxes = [(0, 0, 2 * 112, 2 * 112), (width - 225, height - 240, width, height), (0, 0, width, height)]
+    cut, wanted = picture.cut(boxes, side), full.cut(boxes, side)
+    assert np.abs(cut.astype(int) - wanted).mean() < 4
+    smaller = Picture(content).upright(factor + 0.5).size
+    assert smaller == (-(-width // factor), -(-height // factor))
+
+
+def test_one_small_box_asks_for_all_pixels():
+    content, boxes = encode(smooth(300, 200), "jpeg"), [(0, 0, 200, 200), (0, 0, 31, 50)]
+    full = Picture(encode(Picture(content).upright()))
+    assert np.array_equal(Picture(content).cut(boxes, 16), full.cut(boxes, 16))
+    assert not np.array_equal(Picture(content).cut(boxes[:1], 16), full.cut(boxes[:1], 16))
+
+
+def test_only_jpegs_can_be_decoded_smaller():
+    assert Picture(encode(noise())).upright(8).size == (40, 30)
+    assert Picture(encode(noise(3, 3), "jpeg")).upright(1.9).size == (3, 3)
