@@ -11,7 +11,7 @@ from sparse_mlp_ds.models.spec import MoESpec
 from sparse_mlp_ds.moe.layer import MoELayer
 from sparse_mlp_ds.weights.load import load_into
 from sparse_mlp_ds.weights.upcycle import perturb
-from tests.unit.test_weights import DENSE, SPARSE, as_google, logits, make, refused, weights, write
+from tests.unit.weight_files import DENSE, SPARSE, as_google, logits, make, refused, weights, write
 
 FLAT = SPARSE.model_copy(update={"rerepresent": False})
 
@@ -150,7 +150,7 @@ def test_a_rank_that_holds_some_experts_gets_those(dense):
     assert all(torch.equal(value, expected[name]) for name, value in weights(part).items() if "router" not in name)
 
 
-def second_rank(kind, dim, spec):
+def second_rank(kind, dim, spec, dropout):
     return SecondRank(dim, spec.experts, spec.top_k, lambda: Mlp(dim, spec.hidden))
 
 
