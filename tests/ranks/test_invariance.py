@@ -1,6 +1,7 @@
 """Parallelism changes nothing but speed: the same global batch gives the same update on every topology."""
 
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -8,53 +9,60 @@ import torch
 from tests.ranks import harness, tiny
 
 TOPOLOGIES = [(1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4)]
+SPARSE_MLP = [{"zero": zero, "top_k": top_k} for zero in (0, 1, 2) for top_k in (1, 2)]
+OTHERS = [{"zero": zero, "family": f} for zero in (0, 2) for f in ("mixer", "gmlp", "amlp", "vit", "vmoe", "widenet")]
+OTHERS_WITH_EXPERTS = [{"zero": zero, "family": f, "top_k": 1} for zero in (0, 1, 2) for f in ("vmoe", "widenet")]
 
 
-def _one_step(ep_size: int | dict[str, int], zero: int, top_k: int, family: str = "sparse_mlp"):
-    built = tiny.build_engine(ep_size, zero, top_k, family, optimizer="sgd")
+def _one_step(ep_size: int | dict[str, int], case: dict[str, Any]):
+    built = tiny.build_engine(ep_size, optimizer="sgd", **case)
     figures = tiny.step(built, 0)
     return figures, tiny.gather(dict(built.module.named_parameters()))
 
 
+def _steps(ep_size: int | dict[str, int], cases: list[dict[str, Any]]):
+    return [_one_step(ep_size, case) for case in cases]
+
+
 @functools.lru_cache
-def _reference(top_k: int, family: str = "sparse_mlp"):
-    return harness.run(1, _one_step, 1, 0, top_k, family)[0]
+def _reference(top_k: int, family: str):
+    return harness.run(1, _one_step, 1, {"zero": 0, "top_k": top_k, "family": family})[0]
 
 
-def _assert_same(results, reference):
-    expected_figures, expected = reference
-    for figures, parameters in results:
-        assert figures == pytest.approx(expected_figures, rel=1e-5)
-        assert parameters.keys() == expected.keys()
-        for name, value in parameters.items():
-            torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
-    assert len({figures[2] for figures, _ in results}) == 1, "ranks disagree on the gradient norm"
-    assert expected_figures[2] > 0.05, "the clipping was not at work"
+def _assert_same(world: int, ep_size: int | dict[str, int], cases: list[dict[str, Any]]) -> None:
+    """One optimizer step of each case gives every rank the reference's update, balance loss and gradient norm.
+
+    With clipping at work, capacity below demand, gate noise, stochastic depth and dropout, inside experts too.
+    """
+    results = harness.run(world, _steps, ep_size, cases)
+    for number, case in enumerate(cases):
+        expected_figures, expected = _reference(case.get("top_k", 2), case.get("family", "sparse_mlp"))
+        for figures, parameters in (rank[number] for rank in results):
+            assert figures == pytest.approx(expected_figures, rel=1e-5), case
+            assert parameters.keys() == expected.keys()
+            for name, value in parameters.items():
+                says = lambda m, n=name: f"{case}, {n}: {m}"  # noqa: E731, B023
+                torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6, msg=says)
+        norms = {rank[number][0][2] for rank in results}
+        assert len(norms) == 1, f"{case}: ranks disagree on the gradient norm"
+        assert expected_figures[2] > 0.05, f"{case}: the clipping was not at work"
 
 
-@pytest.mark.parametrize("top_k", [1, 2])
-@pytest.mark.parametrize("zero", [0, 1, 2])
 @pytest.mark.parametrize(("world", "ep_size"), TOPOLOGIES)
-def test_one_step_is_the_same_update_everywhere(world, ep_size, zero, top_k):
-    """With clipping at work, capacity below demand, gate noise, stochastic depth and dropout inside experts."""
-    _assert_same(harness.run(world, _one_step, ep_size, zero, top_k), _reference(top_k))
+def test_one_step_is_the_same_update_everywhere(world, ep_size):
+    _assert_same(world, ep_size, SPARSE_MLP)
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2])
-def test_several_ep_sizes_live_in_one_model(zero):
-    _assert_same(harness.run(4, _one_step, {"moe_s": 4, "moe_c": 2}, zero, 2), _reference(2))
+def test_several_ep_sizes_live_in_one_model():
+    _assert_same(4, {"moe_s": 4, "moe_c": 2}, [{"zero": zero} for zero in (0, 1, 2)])
 
 
-@pytest.mark.parametrize("zero", [0, 2])
-@pytest.mark.parametrize("family", ["mixer", "gmlp", "amlp", "vit", "vmoe", "widenet"])
-def test_one_step_of_every_other_family(family, zero):
-    _assert_same(harness.run(2, _one_step, 2, zero, 2, family), _reference(2, family))
+def test_one_step_of_every_other_family():
+    _assert_same(2, 2, OTHERS)
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2])
-@pytest.mark.parametrize("family", ["vmoe", "widenet"])
-def test_one_step_of_the_other_sparse_families_on_four_ranks(family, zero):
-    _assert_same(harness.run(4, _one_step, 2, zero, 1, family), _reference(1, family))
+def test_one_step_of_the_other_sparse_families_on_four_ranks():
+    _assert_same(4, 2, OTHERS_WITH_EXPERTS)
 
 
 def _logits(ep_size: int) -> torch.Tensor:
@@ -65,6 +73,8 @@ def _logits(ep_size: int) -> torch.Tensor:
         for split in (1, 3):
             parts = torch.cat([made(part)[0] for part in images.split(split)])
             torch.testing.assert_close(parts, together, rtol=0, atol=1e-5)
+        mixed = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(made(images[mixed])[0], together[mixed], rtol=0, atol=1e-5)
     return together
 
 
