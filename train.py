@@ -10,7 +10,7 @@ import warnings
 
 from sparse_mlp_ds import dist
 from sparse_mlp_ds.config import DEFAULT_RECIPE
-from sparse_mlp_ds.errors import ReportedError, UserError
+from sparse_mlp_ds.errors import ReportedError, RunError, UserError
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -61,9 +61,12 @@ def main(arguments: list[str]) -> int:
         return 2
     except UserError as error:
         return explain(error)
+    except RunError as error:
+        explain(error)
+        return 1
 
 
-def explain(error: UserError) -> int:
+def explain(error: Exception) -> int:
     """Print what the user has to mend, one line per problem, and return the exit code."""
     print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr, flush=True)
     return 2

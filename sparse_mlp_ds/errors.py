@@ -12,6 +12,10 @@ class UserError(Exception):
     """
 
 
+class RunError(Exception):
+    """Something outside the program ended the run. Commands print it without a traceback and exit with code 1."""
+
+
 class ReportedError(UserError):
     """A UserError of rank 0, as the other ranks see it: they end too, but leave the printing to rank 0."""
 

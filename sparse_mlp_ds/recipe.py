@@ -58,14 +58,15 @@ class MoE(Section):
 class Optimizer(Section):
     """The update rule and its schedule: linear warm-up, then half a cosine to zero."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Literal["adamw", "sgd", "lamb", "lars"] = "adamw"
     base_lr: PositiveFloat
     """Peak learning rate per 256 images: the rate used is base_lr x batch_size / 256."""
     weight_decay: NonNegativeFloat = 0.1
-    """Not applied to vectors (biases, norms)."""
+    """Not applied to vectors (biases, norms), which lamb and lars do not scale either."""
     betas: tuple[Probability, Probability] = (0.9, 0.999)
+    """Of adamw and lamb."""
     momentum: Probability = 0.9
-    """Of sgd."""
+    """Of sgd and lars."""
     warmup_epochs: NonNegativeFloat = 0.0
 
 

@@ -21,7 +21,7 @@ from sparse_mlp_ds.data.defects import LABEL, READ, Bad, BadSampleError
 from sparse_mlp_ds.data.index import Index, Shard
 from sparse_mlp_ds.data.order import Slots, TrainingOrder
 from sparse_mlp_ds.data.sections import View
-from sparse_mlp_ds.errors import UserError
+from sparse_mlp_ds.errors import RunError, UserError
 
 AHEAD = 2
 """Batches that each loader process prepares ahead."""
@@ -135,7 +135,7 @@ class ShardDataset(Dataset):
 def load(dataset: ShardDataset, slots: Iterable[Slots], workers: int) -> Iterator[Batch]:
     """Yield one `Batch` per item of `slots`, decoded by `workers` processes ahead of time.
 
-    Raises UserError for what the user has to mend, RuntimeError with one line if a loader process dies.
+    Raises UserError for what the user has to mend, RunError if a loader process dies.
     """
     batches = DataLoader(
         dataset,
@@ -155,7 +155,7 @@ def load(dataset: ShardDataset, slots: Iterable[Slots], workers: int) -> Iterato
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            raise RuntimeError(
+            raise RunError(
                 f"a loader process died ({str(error).splitlines()[0]}); if the kernel killed it for lack of memory, "
                 "lower data.workers"
             ) from None

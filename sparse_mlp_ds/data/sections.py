@@ -68,6 +68,8 @@ class Data(Section):
     """Needed by remote sources."""
     allow_commands: bool = False
     """Whether `pipe:` sources may run."""
+    crop_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of an image's shorter side that evaluation keeps, centred; 0.875 is usual for ImageNet."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Channel means subtracted from images in [0, 1]; the default is ImageNet's."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)

@@ -19,7 +19,8 @@ from sparse_mlp_ds.models.spec import MoESpec
 from sparse_mlp_ds.moe.expert_parallel import ExpertParallelMoE
 from sparse_mlp_ds.moe.layer import Routing
 from sparse_mlp_ds.recipe import MoE, Optimizer
-from sparse_mlp_ds.train.groups import parameter_groups
+from sparse_mlp_ds.train.groups import RateScale, parameter_groups
+from sparse_mlp_ds.train.layerwise import Lamb, Lars, LayerwiseOptimizer, Layout
 
 
 def init_deepspeed() -> None:
@@ -59,14 +60,17 @@ def join_expert_groups(module: nn.Module) -> None:
 
 
 def build(
-    module: nn.Module, optimizer: Optimizer, batch: Batch, ds_config: dict[str, Any]
+    module: nn.Module,
+    optimizer: Optimizer,
+    batch: Batch,
+    ds_config: dict[str, Any],
+    rate_scale: RateScale = lambda name: 1.0,
 ) -> deepspeed.DeepSpeedEngine:
-    """Wrap a stage's module for training; its learning rate is set step by step, see `set_learning_rate`."""
-    groups = parameter_groups(module, optimizer.weight_decay)
-    if optimizer.name == "adamw":
-        update = torch.optim.AdamW(groups, lr=0.0, betas=optimizer.betas, fused=True)
-    else:
-        update = torch.optim.SGD(groups, lr=0.0, momentum=optimizer.momentum)
+    """Wrap a stage's module for training; its learning rate is set step by step, see `set_learning_rate`.
+
+    rate_scale: a parameter's name -> its rate over the stage's.
+    """
+    update = _update_rule(optimizer, parameter_groups(module, optimizer.weight_decay, rate_scale))
     config = ds_config | {
         "train_batch_size": batch.total,
         "train_micro_batch_size_per_gpu": batch.micro,
@@ -80,7 +84,36 @@ def build(
     engine, *_ = deepspeed.initialize(model=module, optimizer=update, config=config)
     if plain:
         engine.clip_fp32_gradients = lambda: _clip_exactly(engine)
+    elif isinstance(update, LayerwiseOptimizer):
+        update.layouts = _layouts(engine.optimizer)
     return engine
+
+
+def _update_rule(optimizer: Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    match optimizer.name:
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=0.0, betas=optimizer.betas, fused=True)
+        case "sgd":
+            return torch.optim.SGD(groups, lr=0.0, momentum=optimizer.momentum)
+        case "lamb":
+            return Lamb(groups, betas=optimizer.betas)
+        case "lars":
+            return Lars(groups, momentum=optimizer.momentum)
+
+
+def _layouts(zero: Any) -> dict[Tensor, Layout]:
+    """Return which run of each of ZeRO's flat pieces on this rank belongs to which tensor of its group."""
+    layouts = {}
+    for number, piece in enumerate(zero.single_partition_of_fp32_groups):
+        runs = [
+            (place, parameter._hp_mapping.hp_fragment_address.start, parameter._hp_mapping.hp_fragment_address.numel)
+            for place, parameter in enumerate(zero.bit16_groups[number])
+            if parameter._hp_mapping is not None
+        ]
+        group = zero.real_dp_process_group[number]
+        reduce = lambda sums, group=group: torch_dist.all_reduce(sums, group=group)  # noqa: E731
+        layouts[piece] = Layout(tuple(runs), len(zero.bit16_groups[number]), reduce)
+    return layouts
 
 
 def zero_stage(ds_config: dict[str, Any]) -> int:
@@ -91,7 +124,7 @@ def zero_stage(ds_config: dict[str, Any]) -> int:
 def set_learning_rate(engine: deepspeed.DeepSpeedEngine, rate: float) -> None:
     """Set the rate of the coming step in every group."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["lr_scale"]
 
 
 def grad_norm(engine: deepspeed.DeepSpeedEngine) -> float:

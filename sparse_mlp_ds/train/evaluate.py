@@ -85,7 +85,9 @@ def _batches(
     """Yield this rank's normalised images, labels and numbers; the same number of batches on every rank."""
     share = max(batch_size // dist.world_size(), 1)
     slots = evaluation_batches(len(index), dist.rank(), dist.world_size(), share)
-    dataset = loader.ShardDataset(index, size, data.classes, cache=sources.cache(data))
+    dataset = loader.ShardDataset(
+        index, size, data.classes, crop_fraction=data.crop_fraction, cache=sources.cache(data)
+    )
     for batch in loader.load(dataset, slots, data.workers):
         bad.add(batch.bad, epoch=0)
         batch = batch.to(dist.device())

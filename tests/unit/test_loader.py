@@ -18,7 +18,7 @@ from sparse_mlp_ds.data.defects import BadCount
 from sparse_mlp_ds.data.index import Index
 from sparse_mlp_ds.data.loader import ShardDataset, check_shared_memory, load
 from sparse_mlp_ds.data.order import Part, TrainingOrder, evaluation_batches, micro_batches
-from sparse_mlp_ds.errors import UserError
+from sparse_mlp_ds.errors import RunError, UserError
 from sparse_mlp_ds.recipe import View
 
 SIZE, CLASSES = 8, 10
@@ -219,7 +219,7 @@ def test_a_dead_loader_process_gives_one_line(index):
     next(batches)
     (worker,) = set(psutil.Process().children(recursive=True)) - before
     os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="a loader process died") as caught:
+    with pytest.raises(RunError, match="a loader process died") as caught:
         list(batches)
     assert "\n" not in str(caught.value) and "data.workers" in str(caught.value)
 
