@@ -14,7 +14,8 @@ from sparse_mlp_ds.recipe import Recipe
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "digits"
-_STAGE_KINDS = {"pretrain": sections.Pretrain, "finetune": sections.Finetune, "evaluate": sections.Evaluate}
+_STAGES = (sections.Pretrain, sections.Finetune, sections.Probe, sections.Evaluate)
+_STAGE_KINDS = {stage.__name__.lower(): stage for stage in _STAGES}
 
 
 def recipe_path(name_or_path: str) -> Path:

@@ -121,6 +121,21 @@ class Finetune(TrainingStage):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     init: Literal["previous", "scratch"] = "previous"
     """Where the backbone's weights come from."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Each block's learning rate over that of the block after it."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Momentum of an average of the weights, which is then what is tested and handed over."""
+
+
+class Probe(TrainingStage):
+    """Linear evaluation: heads on frozen features, one for each learning rate, all in one pass."""
+
+    kind: Literal["probe"]
+    view: View = View()
+    rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    """Learning rates of the heads over the optimizer's; clipping is off, so that they do not meet."""
+    knn_k: PositiveInt = 20
+    """Neighbours of the weighted k-NN classifier on the same features."""
 
 
 class Evaluate(Section):
@@ -128,9 +143,13 @@ class Evaluate(Section):
 
     kind: Literal["evaluate"]
     batch_size: PositiveInt = 256
+    capacity_factor: PositiveFloat | None = None
+    """Drop what exceeds this share of an expert's even load, counted within each image; null drops nothing."""
+    priority: Literal["position", "importance"] = "importance"
+    """Who is served first then."""
 
 
-Stage = Annotated[Pretrain | Finetune | Evaluate, Field(discriminator="kind")]
+Stage = Annotated[Pretrain | Finetune | Probe | Evaluate, Field(discriminator="kind")]
 
 
 class Train(Section):
@@ -189,9 +208,18 @@ class Recipe(Section):
         return value
 
     @model_validator(mode="after")
-    def _first_stage_trains(self):
-        if isinstance(next(iter(self.stages.values())), Evaluate):
-            raise ValueError("the first stage is an evaluate stage, which has no weights; put a training stage first")
+    def _evaluates_classifiers(self):
+        before: Stage | None = None
+        for name, stage in self.stages.items():
+            if isinstance(stage, Evaluate):
+                if before is None:
+                    raise ValueError(
+                        "the first stage is an evaluate stage, which has no weights; put a training stage first"
+                    )
+                if not isinstance(before, Finetune):
+                    raise ValueError(f"stages.{name} follows a {before.kind} stage; put a finetune stage before it")
+            else:
+                before = stage
         return self
 
     @property

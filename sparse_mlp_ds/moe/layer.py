@@ -22,7 +22,9 @@ class Routing:
     """How a layer routes; the same for every layer of one mixing type."""
 
     capacity_factor: float | None = 1.05
-    """Training slots per expert over the even share; None drops nothing. Evaluation never drops."""
+    """Training slots per expert over the even share; None drops nothing."""
+    evaluation_capacity: float | None = None
+    """The same in deterministic passes, counted within each image, so that none depends on its batch."""
     priority: str = "position"
     """`position`, `importance` or `random`, see `capacity.place`; or `expert_choice`, see that file."""
     group_images: int = 8
@@ -111,7 +113,12 @@ class MoELayer(nn.Module):
             raise ValueError(f"{images} images do not divide into routing groups of {routing.group_images}")
         if routing.priority == "expert_choice":
             return choose(choices, groups if keys is not None else images, routing.capacity_factor or 1.0)
-        if keys is None or routing.capacity_factor is None:
+        if keys is None:
+            # V-MoE's batch prioritized routing at inference (3.4), every image a group of its own.
+            by_gate = routing.evaluation_capacity is not None and routing.priority == "importance"
+            priority = "importance" if by_gate else "position"
+            return place(choices, self.num_experts, images, routing.evaluation_capacity, priority)
+        if routing.capacity_factor is None:
             return place(choices, self.num_experts, groups, None, "position")
         draws = None
         if routing.priority == "random":

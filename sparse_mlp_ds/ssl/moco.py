@@ -1,7 +1,5 @@
 """The two networks of MoCo v3: the online net that is trained and the momentum net that follows it."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +26,7 @@ class OnlineNet(nn.Module):
 class MomentumNet(nn.Module):
     """Backbone and projector as an exponential moving average of the online net's.
 
-    It stays outside the DeepSpeed engine and in float32: the engine would cast it to bf16, in which an average of
-    momentum 0.99 does not move. It routes without noise and adds no balance loss.
+    It routes without noise and adds no balance loss. See `models.average`.
     """
 
     def __init__(self, backbone: Backbone, hidden: int, dim: int):
@@ -43,9 +40,3 @@ class MomentumNet(nn.Module):
         """Return keys [B, dim]."""
         features, _ = self.backbone.forward_features(images)
         return self.projector(features)
-
-    @torch.no_grad()
-    def follow(self, online: Mapping[str, Tensor], momentum: float) -> None:
-        """theta_k <- m theta_k + (1 - m) theta_q for every parameter; online: float32 masters by name."""
-        for name, parameter in self.named_parameters():
-            parameter.lerp_(online[name], 1 - momentum)

@@ -18,7 +18,7 @@ from sparse_mlp_ds.models.registry import MakeMoE
 from sparse_mlp_ds.models.spec import MoESpec
 from sparse_mlp_ds.moe.expert_parallel import ExpertParallelMoE
 from sparse_mlp_ds.moe.layer import Routing
-from sparse_mlp_ds.recipe import MoE, Optimizer
+from sparse_mlp_ds.recipe import Evaluate, MoE, Optimizer
 from sparse_mlp_ds.train.groups import RateScale, parameter_groups
 from sparse_mlp_ds.train.layerwise import Lamb, Lars, LayerwiseOptimizer, Layout
 
@@ -32,13 +32,17 @@ def init_deepspeed() -> None:
     deepspeed.init_distributed(verbose=False)
 
 
-def expert_parallel(moe: MoE, ep_sizes: dict[str, int]) -> MakeMoE:
-    """Return a builder of MoE layers whose experts are spread over `ep_sizes[mixing type]` ranks."""
+def expert_parallel(moe: MoE, ep_sizes: dict[str, int], evaluate: Evaluate | None = None) -> MakeMoE:
+    """Return a builder of MoE layers whose experts are spread over `ep_sizes[mixing type]` ranks.
+
+    evaluate: an evaluation whose capacity and priority take the place of the recipe's.
+    """
 
     def make(kind: str, dim: int, spec: MoESpec, dropout: float) -> ExpertParallelMoE:
         routing = Routing(
             capacity_factor=moe.capacity_factor_s if kind == "moe_s" else moe.capacity_factor_c,
-            priority=moe.priority,
+            priority=evaluate.priority if evaluate and evaluate.capacity_factor else moe.priority,
+            evaluation_capacity=evaluate.capacity_factor if evaluate else None,
             group_images=moe.group_images,
             noise=moe.noise,
             renormalize=moe.renormalize,

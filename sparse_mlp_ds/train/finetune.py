@@ -9,12 +9,14 @@ from sparse_mlp_ds.data.loader import Batch
 from sparse_mlp_ds.data.mixing import mix
 from sparse_mlp_ds.job import Job
 from sparse_mlp_ds.models import registry
+from sparse_mlp_ds.models.average import follow
 from sparse_mlp_ds.models.backbone import Backbone
 from sparse_mlp_ds.models.layers import init_weights
 from sparse_mlp_ds.moe.stats import Reports
-from sparse_mlp_ds.recipe import Finetune
+from sparse_mlp_ds.recipe import Evaluate, Finetune
 from sparse_mlp_ds.train import engine as engines
 from sparse_mlp_ds.train.evaluate import top_k_accuracy
+from sparse_mlp_ds.train.groups import layer_decay
 
 
 class Classifier(nn.Module):
@@ -29,9 +31,12 @@ class Classifier(nn.Module):
         return self.backbone(images, keys)
 
 
-def build_classifier(job: Job) -> Classifier:
-    """Build a classifier with freshly drawn weights, its experts spread over the ranks."""
-    make_moe = engines.expert_parallel(job.recipe.moe, job.ep_sizes)
+def build_classifier(job: Job, stage: Evaluate | None = None) -> Classifier:
+    """Build a classifier with freshly drawn weights, its experts spread over the ranks.
+
+    stage: an evaluation that may route otherwise than training does.
+    """
+    make_moe = engines.expert_parallel(job.recipe.moe, job.ep_sizes, stage)
     classifier = Classifier(registry.build(job.recipe.spec, job.recipe.data.classes, make_moe))
     init_weights(classifier, job.recipe.train.seed)
     engines.join_expert_groups(classifier)
@@ -41,13 +46,22 @@ def build_classifier(job: Job) -> Classifier:
 class Finetuning:
     """What the loop needs to know of supervised training."""
 
-    averaged: nn.Module | None = None
+    clips = True
 
     def __init__(self, job: Job, stage: Finetune, total_steps: int):
         """Build the classifier; the loop loads the weights of the stage before."""
         self.job, self.stage = job, stage
         self.views = (stage.view,)
         self.module: nn.Module = build_classifier(job)
+        self.averaged: nn.Module | None = build_classifier(job).requires_grad_(False) if stage.ema else None
+        self.hands_over_average = self.averaged is not None
+        self.filled = self.module
+        self.rate_scale = layer_decay(stage.layer_decay, job.recipe.spec.depth)
+
+    def begin(self) -> None:
+        """Start the average from the weights that were loaded."""
+        if self.averaged is not None:
+            follow(self.averaged, dict(self.module.named_parameters()), momentum=0.0)
 
     def loss(self, engine, batch: Batch) -> tuple[Tensor, Reports]:
         """Return the cross-entropy of one micro-batch and the MoE layers' reports."""
@@ -61,6 +75,12 @@ class Finetuning:
     def before_step(self, engine, step: int) -> None:
         """Nothing to do."""
 
+    def after_step(self, engine, step: int) -> None:
+        """Move the average; at first faster, so that it forgets the start. step: optimizer steps taken."""
+        if self.averaged is not None:
+            momentum = min(self.stage.ema, (1 + step) / (10 + step))
+            follow(self.averaged, dict(engines.masters(engine)), momentum)
+
     def measure_start(self) -> dict[str, float]:
         """Nothing to measure."""
         return {}
@@ -68,6 +88,7 @@ class Finetuning:
     def measure_end(self) -> dict[str, float]:
         """Return exact top-1 and top-5 on the held-out images."""
         job = self.job
-        forward = lambda images: self.module(images)[0].float()  # noqa: E731
+        tested = self.module if self.averaged is None else self.averaged
+        forward = lambda images: tested(images)[0].float()  # noqa: E731
         size, batch = job.recipe.spec.image_size, 4 * self.stage.batch_size
         return top_k_accuracy(forward, job.val, job.recipe.data, size, batch)

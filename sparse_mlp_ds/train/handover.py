@@ -44,7 +44,8 @@ def load_previous(module: nn.Module, stage: Stage, folder: RunFolder) -> None:
     read = Reader(folder.start)
     own = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
     kept_fresh = HEAD if isinstance(stage, Finetune) else None
-    names = {name: f"param/{name}" for name in own if not (kept_fresh and name.startswith(kept_fresh))}
+    kind = "momentum" if folder.progress.hands_over_average else "param"
+    names = {name: f"{kind}/{name}" for name in own if not (kept_fresh and name.startswith(kept_fresh))}
     for name, tensor in names.items():
         found = read.shapes.get(tensor)
         if found != own[name] and (name.startswith("backbone.") or isinstance(stage, Evaluate)):
@@ -55,6 +56,6 @@ def load_previous(module: nn.Module, stage: Stage, folder: RunFolder) -> None:
     loaded = {name: tensor for name, tensor in names.items() if read.shapes.get(tensor) == own[name]}
     state.load_weights(module, loaded, read)
     if dist.rank() == 0:
-        skipped = sum(name.startswith("param/") for name in read.shapes) - len(set(loaded.values()))
+        skipped = sum(name.startswith(f"{kind}/") for name in read.shapes) - len(set(loaded.values()))
         fresh = len(own) - len(loaded)
         say(f"weights from {folder.start.path}: {len(loaded)} tensors loaded, {fresh} fresh, {skipped} left there")

@@ -12,13 +12,17 @@ from sparse_mlp_ds.job import Job, plan
 from sparse_mlp_ds.log.console import ProgressLine, final_table, say
 from sparse_mlp_ds.log.meter import Meter
 from sparse_mlp_ds.log.sinks import Sink, open_sinks
-from sparse_mlp_ds.recipe import Evaluate, Pretrain, TrainingStage
+from sparse_mlp_ds.recipe import Evaluate, Finetune, Pretrain, Probe, TrainingStage
 from sparse_mlp_ds.train import checkpoint, handover, schedule, state
 from sparse_mlp_ds.train import engine as engines
-from sparse_mlp_ds.train.evaluate import top_k_accuracy
+from sparse_mlp_ds.train.evaluate import outcomes
 from sparse_mlp_ds.train.finetune import Finetuning, build_classifier
 from sparse_mlp_ds.train.pretrain import Pretraining
+from sparse_mlp_ds.train.probe import Probing
 from sparse_mlp_ds.train.run_folder import RunFolder
+
+Method = Pretraining | Finetuning | Probing
+METHODS: dict[type, type[Method]] = {Pretrain: Pretraining, Finetune: Finetuning, Probe: Probing}
 
 
 def run(job: Job) -> None:
@@ -35,7 +39,7 @@ def run(job: Job) -> None:
             continue
         started = time.perf_counter()
         if isinstance(stage, Evaluate):
-            entry = {"steps": 0, "metrics": _evaluate(job, stage, folder)}
+            entry = {"steps": 0, "metrics": _evaluate(job, name, stage, folder)}
             entry |= {"images": entry["metrics"].pop("images"), "seconds": time.perf_counter() - started}
             folder.progress.done.append({"name": name, "kind": stage.kind, **entry})
         else:
@@ -53,16 +57,16 @@ def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder, sinks: 
     total = job.steps(name)
     last = min(total, job.recipe.train.max_steps or total)
     batch = job.batches[name]
-    method = (Pretraining if isinstance(stage, Pretrain) else Finetuning)(job, stage, total)
+    method = METHODS[type(stage)](job, stage, total)
     progress = folder.progress
     resumes = progress.stage == name
     if not resumes:
-        handover.load_start(method.module, stage, job)
+        handover.load_start(method.filled, stage, job)
         if stage.init_from is None:
-            handover.load_previous(method.module, stage, folder)
-        if method.averaged is not None:
-            method.averaged.follow(dict(method.module.named_parameters()), momentum=0.0)
-    engine = engines.build(method.module, stage.optimizer, batch, job.ds_config)
+            handover.load_previous(method.filled, stage, folder)
+        method.begin()
+    ds_config = job.ds_config if method.clips else job.ds_config | {"gradient_clipping": 0.0}
+    engine = engines.build(method.module, stage.optimizer, batch, ds_config, method.rate_scale)
     if resumes:
         state.restore(engine, method.averaged, checkpoint.Reader(folder.start), progress.stage_step)
     else:
@@ -103,6 +107,7 @@ def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder, sinks: 
             engine.backward(loss + sum(report.balance for report in reports.values()))
             engine.step()
             meter.add(loss, reports, batch.micro)
+        method.after_step(engine, step + 1)
         progress.stage_step, progress.step = step + 1, progress.step + 1
         progress.seconds = time.perf_counter() - started
 
@@ -125,6 +130,7 @@ def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder, sinks: 
     metrics.pop("images", None)
     counts = {"steps": last, "images": last * batch.total, "seconds": progress.seconds, "last_step": progress.step}
     progress.done.append({"name": name, "kind": stage.kind, **counts, "metrics": metrics})
+    progress.hands_over_average = method.hands_over_average
     _save(job, folder, engine, method)
     if line:
         line.close()
@@ -132,15 +138,19 @@ def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder, sinks: 
     engine.destroy()
 
 
-def _evaluate(job: Job, stage: Evaluate, folder: RunFolder) -> dict[str, float]:
-    """Return exact top-1 and top-5 of the newest checkpoint's weights."""
-    classifier = build_classifier(job)
+def _evaluate(job: Job, name: str, stage: Evaluate, folder: RunFolder) -> dict[str, float]:
+    """Return the metrics of the newest checkpoint's weights; RUN/NAME.json gets the figures of every class."""
+    classifier = build_classifier(job, stage)
     handover.load_previous(classifier, stage, folder)
     forward = lambda images: classifier(images)[0].float()  # noqa: E731
-    return top_k_accuracy(forward, job.val, job.recipe.data, job.recipe.spec.image_size, stage.batch_size)
+    (outcome,) = outcomes(forward, job.val, job.recipe.data, job.recipe.spec.image_size, stage.batch_size)
+    metrics = outcome.metrics()
+    classes = dict(zip(job.val.classes, outcome.per_class(), strict=False))
+    folder.write(f"{name}.json", metrics | {"top1_by_class": classes, "confusion": outcome.confusion.tolist()})
+    return metrics
 
 
-def _save(job: Job, folder: RunFolder, engine: Any, method: Pretraining | Finetuning) -> None:
+def _save(job: Job, folder: RunFolder, engine: Any, method: Method) -> None:
     """Write a checkpoint of the engine and what stands beside it, and remove those that are no longer needed."""
     progress = folder.progress
     topology = {

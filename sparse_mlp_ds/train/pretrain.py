@@ -8,6 +8,7 @@ from sparse_mlp_ds.data.index import join
 from sparse_mlp_ds.data.loader import Batch
 from sparse_mlp_ds.job import Job
 from sparse_mlp_ds.models import registry
+from sparse_mlp_ds.models.average import follow
 from sparse_mlp_ds.models.layers import init_weights
 from sparse_mlp_ds.moe.stats import Reports
 from sparse_mlp_ds.recipe import Pretrain
@@ -16,10 +17,15 @@ from sparse_mlp_ds.ssl.moco import MomentumNet, OnlineNet
 from sparse_mlp_ds.train import engine as engines
 from sparse_mlp_ds.train import schedule
 from sparse_mlp_ds.train.evaluate import knn_accuracy
+from sparse_mlp_ds.train.groups import RateScale
 
 
 class Pretraining:
     """What the loop needs to know of MoCo v3."""
+
+    hands_over_average = False
+    clips = True
+    rate_scale: RateScale = staticmethod(lambda name: 1.0)
 
     def __init__(self, job: Job, stage: Pretrain, total_steps: int):
         """Build both networks with equal, freshly drawn weights."""
@@ -34,6 +40,11 @@ class Pretraining:
             net.to(dist.device())
         self.module.backbone.patch_embed.requires_grad_(not stage.freeze_patch)
         engines.join_expert_groups(self.averaged)
+        self.filled = self.module
+
+    def begin(self) -> None:
+        """Start the momentum net from the online net's weights."""
+        follow(self.averaged, dict(self.module.named_parameters()), momentum=0.0)
 
     def loss(self, engine, batch: Batch) -> tuple[Tensor, Reports]:
         """Return the contrastive loss of one micro-batch and the MoE layers' reports."""
@@ -53,7 +64,10 @@ class Pretraining:
         step: number of optimizer steps taken so far. Done once per optimizer step, not per micro-batch.
         """
         momentum = schedule.encoder_momentum(step, self.total_steps, self.stage.momentum)
-        self.averaged.follow(dict(engines.masters(engine)), momentum)
+        follow(self.averaged, dict(engines.masters(engine)), momentum)
+
+    def after_step(self, engine, step: int) -> None:
+        """Nothing to do."""
 
     def measure_start(self) -> dict[str, float]:
         """Return the k-NN accuracy of the features that random weights give."""

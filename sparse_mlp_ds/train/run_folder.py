@@ -16,7 +16,17 @@ from sparse_mlp_ds.train import checkpoint
 from sparse_mlp_ds.train.checkpoint import Checkpoint
 
 # What may differ between a run and its continuation: none of it changes a weight.
-FREE = ("train.max_steps", "train.timeout_seconds", "checkpoint", "log", "data.workers", "moe.ep_size")
+FREE = (
+    "train.max_steps",
+    "train.timeout_seconds",
+    "checkpoint",
+    "log",
+    "data.workers",
+    "data.cache",
+    "data.bad_limit",
+    "data.allow_commands",
+    "moe.ep_size",
+)
 
 
 @dataclass
@@ -35,6 +45,9 @@ class Progress:
     """Entries of summary.json of the finished stages."""
     measured: dict[str, float] = field(default_factory=dict)
     """What the stage measured before its first step."""
+
+    hands_over_average: bool = False
+    """Whether the next stage takes the average of the last one's weights."""
 
     def is_done(self, stage: str) -> bool:
         """Say whether a stage is finished."""
@@ -75,6 +88,11 @@ class RunFolder:
         _write(self.path / "config.yaml", yaml.safe_dump(_tree(job), sort_keys=False))
         _write(self.path / "ds_config.json", json.dumps(job.ds_config, indent=2))
         return found
+
+    def write(self, name: str, record: dict[str, Any]) -> None:
+        """Write a JSON file into the run folder, whole or not at all."""
+        if dist.rank() == 0:
+            _write(self.path / name, json.dumps(record))
 
     def write_summary(self) -> dict[str, Any]:
         """Write and return summary.json as far as the run has come."""

@@ -1,0 +1,91 @@
+"""Every kind of stage in one run, under the real launcher: what each hands to the next, and what it writes."""
+
+import json
+
+import pytest
+import torch
+
+from sparse_mlp_ds.train import checkpoint
+from tests.e2e.launcher import MOE, Launch
+
+pytestmark = pytest.mark.timeout(600)
+
+RECIPE = """
+name: stages
+data: {embedded: digits, train: data/digits/train, val: data/digits/val, classes: 10, workers: 1}
+model: {name: sparse_mlp_digits}
+train: {max_steps: 6}
+stages:
+  pretrain:
+    kind: pretrain
+    epochs: 1
+    batch_size: 64
+    hidden: 64
+    dim: 32
+    optimizer: {name: lars, base_lr: 1.0}
+    views: [{flip: 0.0}, {flip: 0.0}]
+  probe:
+    kind: probe
+    epochs: 1
+    batch_size: 64
+    rates: [0.5, 1.0]
+    optimizer: {name: sgd, base_lr: 0.5, weight_decay: 0.0}
+  finetune:
+    kind: finetune
+    epochs: 1
+    batch_size: 64
+    layer_decay: 0.75
+    ema: 0.9
+    mix: {mixup: 0.2, cutmix: 0.5}
+    optimizer: {name: lamb, base_lr: 1.0e-2}
+    view: {flip: 0.0, rand_augment: {magnitude: 3}, erase: 0.2}
+  evaluate: {kind: evaluate}
+  half: {kind: evaluate, capacity_factor: 0.25}
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stages")
+    (folder / "stages.yaml").write_text(RECIPE)
+    with Launch(folder, "--recipe", "stages.yaml", "--ds_config", MOE) as launch:
+        assert launch.wait() == 0, launch.output()
+    return folder / "runs/stages"
+
+
+def tensors(run, step, kind):
+    """One kind of a checkpoint's tensors, by the parameter's name."""
+    read = checkpoint.Reader(checkpoint.open_checkpoint(run / f"checkpoints/step_{step}"))
+    names = [name for name in read.shapes if name.startswith(f"{kind}/")]
+    return {n.removeprefix(f"{kind}/"): read(n, 0, torch.Size(read.shapes[n]).numel()) for n in names}
+
+
+def test_the_probe_leaves_the_backbone_as_it_came(run):
+    before, after = tensors(run, 6, "param"), tensors(run, 12, "momentum")
+    assert {n for n in before if n.startswith("backbone.")} == after.keys()
+    assert [name for name in after if not torch.equal(after[name], before[name])] == []
+    heads = tensors(run, 12, "param")
+    assert set(heads) == {f"heads.{n}.{leaf}" for n in range(2) for leaf in ("weight", "bias")}
+    assert not torch.equal(heads["heads.0.weight"], heads["heads.1.weight"])
+
+
+def test_the_average_is_what_is_tested_and_handed_over(run):
+    stages = {stage["name"]: stage["metrics"] for stage in json.loads((run / "summary.json").read_text())["stages"]}
+    assert stages["evaluate"] == stages["finetune"]
+    weights, average = tensors(run, 18, "param"), tensors(run, 18, "momentum")
+    assert weights.keys() == average.keys()
+    moved = [name for name in weights if not torch.equal(weights[name], average[name])]
+    assert "backbone.head.weight" in moved and any(".experts." in name for name in moved)
+    assert {"top1", "top5", "ece", "knn_top1", "top1_lr_0.25", "top1_lr_0.5"} <= stages["probe"].keys()
+
+
+def test_an_evaluation_writes_the_figures_of_every_class(run):
+    record = json.loads((run / "evaluate.json").read_text())
+    confusion = torch.tensor(record["confusion"])
+    assert confusion.sum() == 360 == record["images"]
+    assert confusion.diagonal().sum() / 360 == pytest.approx(record["top1"])
+    by_class = torch.tensor([record["top1_by_class"][str(n)] for n in range(10)])
+    torch.testing.assert_close(by_class, confusion.diagonal() / confusion.sum(dim=1))
+    assert json.loads((run / "half.json").read_text())["confusion"] != record["confusion"], (
+        "capacity 0.25 drops nothing"
+    )
