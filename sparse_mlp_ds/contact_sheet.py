@@ -22,10 +22,10 @@ def draw(recipe: Recipe, stage: TrainingStage, images: int, epoch: int) -> Image
     order = sources.training_order(recipe.data, indexes, stage.batch_size, seed)
     views = (stage.view,) if isinstance(stage, Finetune) else stage.views
     slots = order.slots(epoch * order.steps_per_epoch, 0, images)
-    index, cache = join(indexes), sources.cache(recipe.data)
+    index, cache, fraction = join(indexes), sources.cache(recipe.data), recipe.data.crop_fraction
     plain, batch = (
         # The order also for the plain ones, so that a bad sample's stand-in is the same in its whole row.
-        next(load(ShardDataset(index, size, recipe.data.classes, wanted, seed, order, cache=cache), [slots], workers=0))
+        next(load(ShardDataset(index, size, recipe.data.classes, wanted, seed, order, fraction, cache), [slots], 0))
         for wanted in ((), views)
     )
     seen, keys = augment.views(batch, views, seed)

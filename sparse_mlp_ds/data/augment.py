@@ -53,7 +53,8 @@ def normalize(images: Tensor, data: Data) -> Tensor:
 
 def to_unit(images: Tensor) -> Tensor:
     """uint8 -> float32 in [0, 1]."""
-    return images.float() / 255
+    # The loader's lie as they were decoded, channels last, and all that is made of them would; kornia 0.8 fails there.
+    return images.contiguous().float() / 255
 
 
 def _sometimes(

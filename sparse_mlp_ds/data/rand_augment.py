@@ -79,7 +79,8 @@ def _sharpness(x: Tensor, strength: Tensor, sign: Tensor) -> Tensor:
 def _shear(x: Tensor, along_x: Tensor, along_y: Tensor) -> Tensor:
     from kornia.geometry.transform import shear
 
-    return shear(x, torch.stack([along_x, along_y], dim=1))
+    # Pixels' middles, as the other two count from by themselves; kornia 0.8 and 0.9 differ in what they do without.
+    return shear(x, torch.stack([along_x, along_y], dim=1), align_corners=True)
 
 
 def _translate(x: Tensor, along_x: Tensor, along_y: Tensor) -> Tensor:

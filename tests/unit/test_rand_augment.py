@@ -1,0 +1,223 @@
+"""RandAugment: its 14 operations against Pillow's, and which sample gets which."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+from scipy import ndimage, stats
+
+from sparse_mlp_ds import rng
+from sparse_mlp_ds.data.rand_augment import OPERATIONS, rand_augment
+from sparse_mlp_ds.data.sections import RandAugment
+from tests.unit.pictures import noise, smooth
+
+SIDE = 24
+PICTURES = [
+    noise(SIDE, SIDE),
+    smooth(SIDE, SIDE),
+    noise(SIDE, SIDE) // 3 + 60,
+    smooth(SIDE, SIDE) // 2,
+    noise(SIDE, SIDE, 2),
+]
+UNSIGNED = ("identity", "autocontrast", "equalize", "posterize", "solarize")
+WARPS = ("rotate", "shear x", "shear y", "translate x", "translate y")
+STRENGTHS = [(s, sign) for s in (0.1, 0.45, 0.9, 1.0) for sign in (-1.0, 1.0)]
+
+
+def tensor(pixels):
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
+
+
+def apply(name, images, strength, sign=1.0):
+    """One operation on images [B, 3, H, W], clipped as `rand_augment` clips it."""
+    strength, sign = (torch.as_tensor(v).float().expand(len(images)) for v in (strength, sign))
+    return OPERATIONS[name](images, strength, sign).clamp(0, 1)
+
+
+def levels(name, pixels, strength, sign=1.0):
+    """The same on one picture [H, W, 3] of 0 .. 255, as floats."""
+    return apply(name, tensor([pixels]), strength, sign)[0].permute(1, 2, 0).double().numpy() * 255
+
+
+POINTWISE = {
+    # Pillow cuts a blend down to whole levels, which is less than 1, and has rounded what it blends with, whose half a
+    # level counts 0.9 times at most; the mean of `contrast` is rounded twice.
+    "color": (2, lambda x, s, sign: ImageEnhance.Color(x).enhance(1 + 0.9 * s * sign)),
+    "contrast": (2, lambda x, s, sign: ImageEnhance.Contrast(x).enhance(1 + 0.9 * s * sign)),
+    "brightness": (1.01, lambda x, s, sign: ImageEnhance.Brightness(x).enhance(1 + 0.9 * s * sign)),
+    "sharpness": (2, lambda x, s, sign: ImageEnhance.Sharpness(x).enhance(1 + 0.9 * s * sign)),
+    "autocontrast": (1.01, lambda x, s, sign: ImageOps.autocontrast(x)),  # cut down to whole levels, too
+    # The rest map levels to levels; 0.01 is what float32 leaves of 1/255.
+    "equalize": (0.01, lambda x, s, sign: ImageOps.equalize(x)),
+    "identity": (0.0001, lambda x, s, sign: x),
+    "posterize": (0.01, lambda x, s, sign: ImageOps.posterize(x, 8 - round(4 * s))),
+    "solarize": (0.01, lambda x, s, sign: ImageOps.solarize(x, 256 * (1 - s))),
+}
+
+
+def test_they_are_the_papers_14():
+    assert set(OPERATIONS) == {*POINTWISE, *WARPS} and len(OPERATIONS) == 14
+
+
+@pytest.mark.parametrize("strength, sign", STRENGTHS)
+@pytest.mark.parametrize("name", POINTWISE)
+def test_colours_change_as_pillow_changes_them(name, strength, sign):
+    tolerance, reference = POINTWISE[name]
+    for number, pixels in enumerate(PICTURES):
+        wanted = np.asarray(reference(Image.fromarray(pixels), strength, sign)).astype(float)
+        assert np.abs(levels(name, pixels, strength, sign) - wanted).max() <= tolerance, number
+
+
+def source_of(name, amount):
+    """Pillow's six numbers of an affine map from a result's pixels to the source's, whose middles lie at 1/2."""
+    if name == "rotate":  # anticlockwise on the screen about the middle
+        c, s, m = math.cos(math.radians(30 * amount)), math.sin(math.radians(30 * amount)), SIDE / 2
+        return c, -s, m - c * m + s * m, s, c, m - s * m - c * m
+    if name.startswith("shear"):  # about the middle of the first pixel
+        shear = 0.3 * amount
+        return (1, -shear, shear / 2, 0, 1, 0) if name == "shear x" else (1, 0, 0, -shear, 1, shear / 2)
+    shift = 0.45 * amount * SIDE
+    return (1, 0, -shift, 0, 1, 0) if name == "translate x" else (1, 0, 0, 0, 1, -shift)
+
+
+def warped(channel, name, amount):
+    image = Image.fromarray(channel.astype(np.float32))
+    return np.asarray(image.transform(image.size, Image.Transform.AFFINE, source_of(name, amount), Image.BILINEAR))
+
+
+@pytest.mark.parametrize("strength, sign", STRENGTHS)
+@pytest.mark.parametrize("name", WARPS)
+def test_pixels_move_as_pillow_moves_them_and_black_comes_in(name, strength, sign):
+    """Where all four neighbours exist: beyond the border Pillow repeats them for half a pixel. 0.02 levels are what
+    float32 coordinates, off by 1e-5 pixels, make of neighbours 255 apart."""
+    framed = np.pad(np.ones((SIDE - 2, SIDE - 2)), 1)
+    inner = warped(framed, name, strength * sign) > 1 - 1e-6
+    outer = ndimage.binary_erosion(warped(np.ones((SIDE, SIDE)), name, strength * sign) == 0, np.ones((3, 3)))
+    assert inner.sum() > 100 and (outer.any() or strength < 0.9)
+    for pixels in PICTURES:
+        result = levels(name, pixels, strength, sign)
+        for channel in range(3):
+            wanted = warped(pixels[..., channel], name, strength * sign)
+            assert np.abs(result[..., channel] - wanted)[inner].max() < 0.02
+            assert (result[..., channel][outer] == 0).all()
+
+
+def test_rotation_is_pillows_own():
+    """Its `rotate`, which says that positive angles turn anticlockwise; its map is rounded to 15 digits."""
+    turned = Image.fromarray(PICTURES[1]).rotate(30 * 0.9, Image.BILINEAR)
+    inside = np.s_[6:-6, 6:-6]
+    assert np.abs(levels("rotate", PICTURES[1], 0.9) - np.asarray(turned))[inside].max() <= 1  # of rounding to levels
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in ("autocontrast", "equalize")])
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_strength_zero_changes_nothing(name, sign):
+    for pixels in PICTURES:
+        assert np.abs(levels(name, pixels, 0.0, sign) - pixels).max() < 0.01
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in UNSIGNED])
+def test_the_sign_goes_both_ways(name):
+    images = tensor(PICTURES)
+    less, more = apply(name, images, 0.5, -1.0), apply(name, images, 0.5, 1.0)
+    assert (less - more).abs().flatten(1).amax(dim=1).min() > 0.004
+    mirrored = {"rotate": [3], "translate x": [3], "translate y": [2]}.get(name)
+    if mirrored:  # a mirrored picture goes the other way
+        assert torch.allclose(apply(name, images.flip(mirrored), 0.5, 1.0).flip(mirrored), less, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", UNSIGNED)
+def test_the_sign_means_nothing_to_the_rest(name):
+    images = tensor(PICTURES)
+    assert torch.equal(apply(name, images, 0.5, -1.0), apply(name, images, 0.5, 1.0))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_each_sample_of_a_batch_has_its_own_strength_and_sign(name):
+    images, strength = tensor(PICTURES), torch.tensor([0.0, 0.3, 0.5, 0.9, 1.0])
+    sign = torch.tensor([1.0, -1, 1, -1, 1])
+    whole = apply(name, images, strength, sign)
+    assert whole.shape == images.shape and whole.dtype == torch.float32
+    for n in range(5):
+        assert torch.equal(apply(name, images[n : n + 1], strength[n : n + 1], sign[n : n + 1])[0], whole[n])
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_flat_black_and_white_pictures_pass(name):
+    for value in (0.0, 0.5, 1.0):
+        flat = torch.full((2, 3, 8, 8), value)
+        result = apply(name, flat, 0.9, torch.tensor([-1.0, 1.0]))
+        assert result.isfinite().all()
+        if name in ("autocontrast", "equalize", "contrast", "color", "sharpness"):
+            assert torch.allclose(result, flat, atol=1e-6)
+
+
+# which sample gets which
+
+
+COUNT = 500
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Images between 0.2 and 0.8, what one operation makes of them, and every (name, sign) that gives just that."""
+    # 18 x 18: of fewer than 256 pixels equalize makes nothing
+    values = torch.randint(51, 205, (COUNT, 3, 18, 18), generator=torch.Generator().manual_seed(0))
+    images, keys = values / 255, rng.sample_keys(0, torch.arange(COUNT), "view 0")
+    result = rand_augment(images, RandAugment(ops=1, magnitude=8), keys)
+    which = [[] for _ in range(COUNT)]
+    for name in OPERATIONS:
+        for sign in (-1.0, 1.0):
+            equal = (apply(name, images, 0.8, sign) == result).flatten(1).all(dim=1)
+            for n in equal.nonzero()[:, 0].tolist():
+                which[n].append((name, sign))
+    return images, keys, result, which
+
+
+def test_each_sample_gets_one_operation_each_as_likely_as_any(drawn):
+    which = drawn[3]
+    assert all(which) and all(len({name for name, _ in found}) == 1 for found in which)
+    counts = [sum(found[0][0] == name for found in which) for name in OPERATIONS]
+    assert min(counts) > 0 and stats.chisquare(counts).pvalue > 0.001
+
+
+def test_signs_are_drawn_as_likely_either_way(drawn):
+    signs = [found[0] for found in drawn[3] if len(found) == 1]
+    assert {name for name, _ in signs} == {name for name in OPERATIONS if name not in UNSIGNED}
+    assert len(set(signs)) == 18  # 9 operations, either sign
+    assert stats.binomtest(sum(sign > 0 for _, sign in signs), len(signs)).pvalue > 0.001
+
+
+def test_the_second_operation_follows_the_first_and_is_drawn_anew(drawn):
+    images, keys, first, which = drawn
+    second = rand_augment(images, RandAugment(ops=2, magnitude=8), keys)
+    pairs = np.zeros((14, 14))
+    for row, name in enumerate(OPERATIONS):
+        for sign in (-1.0, 1.0):
+            equal = (apply(name, first, 0.8, sign) == second).flatten(1).all(dim=1)
+            for n in equal.nonzero()[:, 0].tolist():
+                pairs[list(OPERATIONS).index(which[n][0][0]), row] += 1
+    assert pairs.any(axis=0).all() and pairs.any(axis=1).all()
+    assert (pairs > 0).sum() > 130  # of 196; under one stream for both it would be 14
+
+
+def test_a_sample_is_treated_alike_in_any_batch(drawn):
+    images, keys, first, _ = drawn
+    some = torch.randperm(COUNT, generator=torch.Generator().manual_seed(1))[:40]
+    assert torch.equal(rand_augment(images[some], RandAugment(ops=1, magnitude=8), keys[some]), first[some])
+    assert torch.equal(rand_augment(images[:1], RandAugment(ops=1, magnitude=8), keys[:1]), first[:1])
+
+
+def test_pixels_stay_in_the_unit_interval_after_every_operation():
+    images = torch.rand(200, 3, 8, 8, generator=torch.Generator().manual_seed(0)).round()
+    result = rand_augment(images, RandAugment(ops=4, magnitude=10), rng.sample_keys(1, torch.arange(200), "x"))
+    assert result.min() >= 0 and result.max() <= 1 and result.shape == images.shape
+
+
+def test_at_magnitude_zero_only_contrast_and_histogram_are_stretched(drawn):
+    images, keys, _, which = drawn
+    result = rand_augment(images, RandAugment(ops=1, magnitude=0), keys)
+    changed = (result - images).abs().flatten(1).amax(dim=1) > 1e-4
+    assert changed.tolist() == [found[0][0] in ("autocontrast", "equalize") for found in which]
