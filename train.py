@@ -61,14 +61,15 @@ def main(arguments: list[str]) -> int:
         return 2
     except UserError as error:
         return explain(error)
-    except RunError as error:
+    except RunError as error:  # empty where another rank says it
         explain(error)
         return 1
 
 
 def explain(error: Exception) -> int:
     """Print what the user has to mend, one line per problem, and return the exit code."""
-    print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr, flush=True)
+    for line in str(error).splitlines():
+        print(f"error: {line}", file=sys.stderr, flush=True)
     return 2
 
 

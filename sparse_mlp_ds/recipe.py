@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -159,6 +160,8 @@ class Train(Section):
     """Seeds weights, data order, augmentation and gate noise."""
     max_steps: PositiveInt | None = None
     """End every training stage after this many optimizer steps; its schedule stays that of the full stage."""
+    max_skipped: NonNegativeInt = 10
+    """Most steps in a row that may be skipped because their gradients are not finite."""
     timeout_seconds: PositiveFloat = 600
     """How long a rank waits for the others in a collective before the run fails."""
 

@@ -59,6 +59,8 @@ def line(stage: str, done: int, total: int, record: dict[str, Any]) -> str:
         parts.append(f"{experts} dead {dead}" if dead else experts)
     if bad := sum(value for key, value in record.items() if key.startswith("bad/")):
         parts.append(f"bad {bad}")
+    if record.get("skipped_steps"):
+        parts.append(f"skipped {record['skipped_steps']}")
     parts += [f"wait {100 * record['data_wait']:.0f}%", f"eta {duration(record['eta_seconds'])}"]
     return " | ".join(parts)
 

@@ -88,8 +88,10 @@ def build(
     engine, *_ = deepspeed.initialize(model=module, optimizer=update, config=config)
     if plain:
         engine.clip_fp32_gradients = lambda: _clip_exactly(engine)
-    elif isinstance(update, LayerwiseOptimizer):
-        update.layouts = _layouts(engine.optimizer)
+    else:
+        engine.optimizer.check_grad_overflow = True  # off by default in float32 and bf16
+        if isinstance(update, LayerwiseOptimizer):
+            update.layouts = _layouts(engine.optimizer)
     return engine
 
 
@@ -158,6 +160,11 @@ def _clip_exactly(engine: deepspeed.DeepSpeedEngine) -> None:
     torch_dist.all_reduce(experts)
     norm = (dense.to(engine.device) + experts).sqrt()
     engine._global_grad_norm = float(norm)
+    engine.optimizer.overflow = not math.isfinite(float(norm))  # DeepSpeed counts the step as skipped
+    if engine.optimizer.overflow:
+        for parameter in parameters:
+            parameter.grad = None
+        return
     factor = min(1.0, engine.gradient_clipping() / (float(norm) + 1e-6))
     if factor < 1:
         for parameter in parameters:

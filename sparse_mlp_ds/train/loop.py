@@ -17,6 +17,7 @@ from sparse_mlp_ds.train import checkpoint, handover, schedule, state
 from sparse_mlp_ds.train import engine as engines
 from sparse_mlp_ds.train.evaluate import outcomes
 from sparse_mlp_ds.train.finetune import Finetuning, build_classifier
+from sparse_mlp_ds.train.guard import SkippedSteps
 from sparse_mlp_ds.train.pretrain import Pretraining
 from sparse_mlp_ds.train.probe import Probing
 from sparse_mlp_ds.train.run_folder import RunFolder
@@ -90,6 +91,7 @@ def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder, sinks: 
     line = ProgressLine(name, progress.stage_step, last) if dist.rank() == 0 else None
 
     # ---- its steps
+    skipped = SkippedSteps(method.module, job.recipe.train.max_skipped)
     peak = stage.optimizer.base_lr * batch.total / 256
     warmup = round(stage.optimizer.warmup_epochs * order.steps_per_epoch)
     started = time.perf_counter() - progress.seconds
@@ -107,6 +109,7 @@ def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder, sinks: 
             engine.backward(loss + sum(report.balance for report in reports.values()))
             engine.step()
             meter.add(loss, reports, batch.micro)
+        skipped.check(engine.skipped_steps)
         method.after_step(engine, step + 1)
         progress.stage_step, progress.step = step + 1, progress.step + 1
         progress.seconds = time.perf_counter() - started
@@ -116,7 +119,12 @@ def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder, sinks: 
         if (step + 1) % job.recipe.log.every_steps == 0 or step + 1 in (resumed_at + 1, last):
             pace = (time.perf_counter() - first) / (step + 1 - resumed_at)
             record = {"stage": name, "step": progress.step, "epoch": (step + 1) / order.steps_per_epoch}
-            record |= meter.read() | bad.read() | {"lr": rate, "grad_norm": engines.grad_norm(engine)}
+            record |= (
+                meter.read()
+                | bad.read()
+                | ({"skipped_steps": skipped.count} if skipped.count else {})
+                | {"lr": rate, "grad_norm": engines.grad_norm(engine)}
+            )
             record |= {"eta_seconds": pace * (last - step - 1), "time": time.time()}
             for sink in sinks:
                 sink.write(record)
