@@ -3,7 +3,9 @@
 import argparse
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+import traceback
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,17 +34,17 @@ def add_to(commands: Any) -> None:
     make.add_argument("--quality", type=int, default=95, help="of those JPEGs (95)")
     make.add_argument("--seed", type=int, default=0, help="of the order in which images go into tars (0)")
     make.add_argument("--workers", type=int, default=cores, help=f"processes on each node ({cores})")
-    make.set_defaults(run=_make)
+    make.set_defaults(run=_without_traceback(_make))
 
     verify = actions.add_parser("verify", help="name every defect of a data set: hashes, members, images")
     verify.add_argument("folder", type=Path)
     verify.add_argument("--workers", type=int, default=cores, help=f"processes ({cores})")
-    verify.set_defaults(run=_verify)
+    verify.set_defaults(run=_without_traceback(_verify))
 
     index = actions.add_parser("index", help="add an index to tars made by others")
     index.add_argument("folder", type=Path)
     index.add_argument("--classes", type=Path, metavar="FILE", help="class names, one per line")
-    index.set_defaults(run=_index)
+    index.set_defaults(run=_without_traceback(_index))
 
     show = actions.add_parser("show", help="draw what the network will see, as a contact sheet")
     show.add_argument("recipe", help="shipped recipe's name, or a YAML file")
@@ -51,7 +53,7 @@ def add_to(commands: Any) -> None:
     show.add_argument("--epoch", type=int, default=0)
     show.add_argument("--out", type=Path, default=Path("views.png"))
     show.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key (dotted)")
-    show.set_defaults(run=_show)
+    show.set_defaults(run=_without_traceback(_show))
 
 
 def _make(args: argparse.Namespace) -> None:
@@ -59,6 +61,8 @@ def _make(args: argparse.Namespace) -> None:
 
     *inputs, out = args.paths
     if args.source == "digits":
+        if inputs:
+            raise UserError("shards make digits: give the folder OUT alone")
         digits.make(out)
         for split in ("train", "val"):
             _say(index.load(out / split))
@@ -67,27 +71,32 @@ def _make(args: argparse.Namespace) -> None:
         raise UserError(
             f"shards make: unknown source '{args.source}'; {did_you_mean(args.source, [*originals.KINDS, 'digits'])}"
         )
-    if min(args.per_shard, args.workers, args.quality, args.resize or 1) < 1 or args.seed < 0 or args.quality > 100:
-        raise UserError("shards make: --per-shard, --workers, --resize and --quality are at least 1, --seed at least 0")
+    for key in ("per_shard", "workers", "quality", "resize"):
+        if (value := getattr(args, key)) is not None and value < 1:
+            raise UserError(f"shards make: --{key.replace('_', '-')} {value}; it is at least 1")
+    if args.quality > 100 or not 0 <= args.seed < 2**63:
+        raise UserError("shards make: --quality is at most 100, --seed at least 0 and below 2^63")
     options = making.Options(args.per_shard, args.resize, args.quality, args.seed)
-    share, broadcast = _nodes()
     work = out / ".originals"
+    with _nodes() as (share, from_first):
 
-    def listed() -> list[originals.Split]:
-        work.mkdir(parents=True, exist_ok=True)
-        return originals.KINDS[args.source](inputs, work)
+        def listed() -> list[originals.Split]:
+            work.mkdir(parents=True, exist_ok=True)
+            return originals.KINDS[args.source](inputs, work)
 
-    for split in broadcast(listed):
-        name = split.name or out.resolve().name
-        with _progress(f"{out / split.name}", quiet=share.rank > 0) as report:
-            made = making.make(out / split.name, name, split, options, args.workers, share, report)
-        if share.rank == 0:
-            for line in split.defects:
-                print(f"passed over: {line}")
-            _say(made)
-    share.barrier()
-    if share.rank == 0:
-        shutil.rmtree(work)
+        try:
+            for split in from_first(listed):
+                name = split.name or out.resolve().name
+                with _progress(f"{out / split.name}", quiet=share.rank > 0) as report:
+                    made = making.make(out / split.name, name, split, options, args.workers, share, report)
+                if share.rank == 0:
+                    for line in split.defects:
+                        print(f"passed over: {line}")
+                    _say(made)
+            share.barrier()
+        finally:
+            if share.rank == 0:
+                shutil.rmtree(work, ignore_errors=True)
 
 
 def _verify(args: argparse.Namespace) -> None:
@@ -140,7 +149,7 @@ def _say(made: Any) -> None:
 
     for one in made.shards:
         for defect in one.defects:
-            print(f"{one.path}: '{defect.key}' at offset {defect.offset}: {defect.reason}")
+            print(f"{one.path}: {defect.key!r} at offset {defect.offset}: {defect.reason}")
     bad = sum(len(one.defects) for one in made.shards)
     print(
         f"{made.source}: {len(made)} images in {len(made.shards)} tars, {len(made.classes)} classes"
@@ -152,29 +161,43 @@ def _say(made: Any) -> None:
         )
 
 
-def _nodes() -> tuple[Any, Any]:
-    """Return this process's share of the work, and a function that gives rank 0's result, or error, to all ranks."""
+@contextmanager
+def _nodes() -> Iterator[tuple[Any, Any]]:
+    """Give this process's share of the work, and a function that calls one on rank 0 and returns it to all ranks.
+
+    An error on one of several ranks ends them all: the others would wait for it forever.
+    """
     from sparse_mlp_ds.data.making import Share
 
     if int(os.environ.get("OMPI_COMM_WORLD_SIZE") or os.environ.get("PMI_SIZE") or 1) == 1:
-        return Share(), lambda function: function()
+        yield Share(), lambda function: function()
+        return
     from mpi4py import MPI
 
     comm = MPI.COMM_WORLD
+    try:
+        yield (
+            Share(comm.rank, comm.size, comm.Barrier),
+            lambda function: comm.bcast(function() if comm.rank == 0 else None),
+        )
+    except BaseException as error:
+        if isinstance(error, (UserError, OSError)):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            traceback.print_exc()
+        comm.Abort(2)
 
-    def broadcast(function):
-        result = None
-        if comm.rank == 0:
-            try:
-                result = function()
-            except UserError as error:
-                result = error
-        result = comm.bcast(result)
-        if isinstance(result, UserError):
-            raise result if comm.rank == 0 else SystemExit(2)
-        return result
 
-    return Share(comm.rank, comm.size, comm.Barrier), broadcast
+def _without_traceback(command: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
+    """Return a command that ends with one line if the file system refuses something."""
+
+    def run(args: argparse.Namespace) -> None:
+        try:
+            command(args)
+        except OSError as error:
+            raise UserError(f"{error.filename or 'shards'}: {error.strerror or error}") from None
+
+    return run
 
 
 @contextmanager

@@ -2,14 +2,16 @@
 
 import fcntl
 import hashlib
+import http.client
 import os
 import shutil
+import signal
 import subprocess
+import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +19,7 @@ from sparse_mlp_ds.data.index import Shard
 from sparse_mlp_ds.errors import UserError
 
 _TRIES = 4
+_PAUSE = 1.0  # seconds before the second try, twice as long before each further one
 _TIMEOUT = 60  # seconds without a byte
 _STALE = 3600  # seconds after which a partial file belongs to nobody
 
@@ -49,7 +52,8 @@ class Cache:
                     partial.touch()
                     os.truncate(partial, shard.bytes)  # so that others see the room as taken
                 self._download(shard, partial)
-                partial.replace(target)
+                with _lock(self.folder / ".lock"):  # nobody else counts meanwhile
+                    partial.replace(target)
             finally:
                 partial.unlink(missing_ok=True)
             return target
@@ -58,18 +62,18 @@ class Cache:
         reason = ""
         for attempt in range(_TRIES):
             if attempt:
-                time.sleep(2.0**attempt / 2)
+                time.sleep(_PAUSE * 2 ** (attempt - 1))
             digest, size = hashlib.sha256(), 0
             try:
                 with open_remote(shard.path) as source, partial.open("r+b") as file:
                     while piece := source.read(1 << 20):
-                        file.write(piece)
-                        digest.update(piece)
                         size += len(piece)
                         if size > shard.bytes:
-                            break
+                            raise OSError(f"more came than the {shard.bytes} bytes that the index describes")
+                        file.write(piece)
+                        digest.update(piece)
                     os.fsync(file.fileno())
-            except (OSError, subprocess.SubprocessError) as error:
+            except OSError as error:
                 reason = " ".join(str(error).split())
                 continue
             if size == shard.bytes and digest.hexdigest() == shard.sha256:
@@ -83,11 +87,14 @@ class Cache:
         """Remove the tars that were not used for longest until `needed` more bytes fit."""
         held = []
         for path in self.folder.iterdir():
-            with_status = path.stat()
-            if path.suffix == ".partial" and time.time() - with_status.st_mtime > _STALE:
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # a partial file that could not be completed
+                continue
+            if path.suffix == ".partial" and time.time() - status.st_mtime > _STALE:
                 path.unlink(missing_ok=True)
             elif path.suffix in (".tar", ".partial"):
-                held.append((path.suffix == ".partial", with_status.st_mtime, with_status.st_size, path))
+                held.append((path.suffix == ".partial", status.st_mtime, status.st_size, path))
         total = sum(size for _, _, size, _ in held)
         for is_partial, _, size, path in sorted(held):
             if total + needed <= self.limit or is_partial:
@@ -105,17 +112,14 @@ def is_remote(path: str) -> bool:
 def open_remote(path: str) -> Iterator[BinaryIO]:
     """Open a URL or the output of a `pipe:` command. Raises OSError, also for a command's non-zero exit status."""
     if path.startswith("pipe:"):
-        with subprocess.Popen(path[5:], shell=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            yield process.stdout
-            _, errors = process.communicate()
-            if process.returncode:
-                said = errors.decode(errors="replace").strip().splitlines()[-1:]
-                raise OSError(
-                    f"the command ended with status {process.returncode}{': ' if said else ''}{''.join(said)}"
-                )
+        with _output(path[5:]) as file:
+            yield file
     elif path.startswith(("http://", "https://")):
-        with urllib.request.urlopen(path, timeout=_TIMEOUT) as response:
-            yield response
+        try:
+            with urllib.request.urlopen(path, timeout=_TIMEOUT) as response:
+                yield response
+        except http.client.HTTPException as error:
+            raise OSError(f"{type(error).__name__}: {error}") from None
     else:
         import fsspec
 
@@ -124,6 +128,29 @@ def open_remote(path: str) -> Iterator[BinaryIO]:
                 yield file
         except (ImportError, ValueError) as error:
             raise UserError(f"{path}: no driver for this kind of URL ({error}); install it") from None
+        except OSError:
+            raise
+        except Exception as error:  # each driver has its own
+            raise OSError(f"{type(error).__name__}: {error}") from None
+
+
+@contextmanager
+def _output(command: str) -> Iterator[BinaryIO]:
+    """Give what a shell command writes; whoever stops reading kills it, with all that it started."""
+    options = {"shell": True, "stdout": subprocess.PIPE, "stdin": subprocess.DEVNULL, "start_new_session": True}
+    # What it complains goes to a file: a pipe that nobody reads would stop it when full.
+    with tempfile.TemporaryFile() as errors, subprocess.Popen(command, stderr=errors, **options) as process:
+        try:
+            yield process.stdout
+            process.wait()
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+        if process.returncode:
+            errors.seek(0)
+            said = errors.read().decode(errors="replace").strip().splitlines()[-1:]
+            raise OSError(f"the command ended with status {process.returncode}{': ' if said else ''}{''.join(said)}")
 
 
 @contextmanager

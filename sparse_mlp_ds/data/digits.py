@@ -12,6 +12,7 @@ import numpy as np
 from sparse_mlp_ds.data import index as index_file
 from sparse_mlp_ds.data import making
 from sparse_mlp_ds.data.originals import Original, Split
+from sparse_mlp_ds.errors import UserError
 
 HELD_OUT = 360
 """Every fifth image is held out: train/ gets 1,437."""
@@ -33,8 +34,10 @@ def make(folder: Path) -> None:
     raw.unlink()
     try:
         partial.rename(folder)
-    except OSError:  # another process was first
+    except OSError as error:
         shutil.rmtree(partial)
+        if not all((folder / split / index_file.FILE_NAME).exists() for split in PER_SHARD):  # else another was first
+            raise UserError(f"{folder}: {error.strerror}; remove it or name another folder") from None
 
 
 def _splits(raw: Path) -> list[Split]:

@@ -10,9 +10,11 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,29 +67,44 @@ def make(
     Called again after any kind of end it goes on, called again when finished it does nothing. Raises UserError if the
     folder holds the tars of another set, or other options.
     """
+    if not split.originals:
+        raise UserError(f"{folder}: there is no image to put there; correct the source")
     order = np.random.Philox(key=[options.seed, 0]).random_raw(len(split.originals)).argsort(kind="stable")
     count = -(-len(order) // options.per_shard)
     names = [f"{name}-{number:06d}.tar" for number in range(count)]
     plan = _digest(split, options)
     work = folder / WORK
-    if share.rank == 0 and not _is_finished(folder, plan):
-        work.mkdir(parents=True, exist_ok=True)
-        _claim(work / "plan", plan, folder)
+    if share.rank == 0:
+        if _finished(folder, plan) is not None:
+            shutil.rmtree(work, ignore_errors=True)  # of one that was killed at its very end
+        else:
+            _claim(work, plan, folder)
     share.barrier()
-    if not work.exists():
-        return index_file.load(folder)
+    if (made := _finished(folder, plan)) is not None:
+        return made
 
+    _remove_partial(work)
     waiting = [
         (folder, tar, [split.originals[i] for i in places.tolist()], options)
         for number, (tar, places) in enumerate(zip(names, np.array_split(order, count), strict=True))
         if number % share.world == share.rank and not _is_done(work, folder, tar)
     ]
-    _run(waiting, workers, lambda: progress(len(list(work.glob("*.json"))), count))
-    share.barrier()
-    if share.rank == 0:
-        shards = [index_file.shard(str(folder / tar), json.loads((work / f"{tar}.json").read_text())) for tar in names]
-        Index(str(folder), split.classes, shards, plan).save(folder)
-        shutil.rmtree(work)
+    try:
+        _run(waiting, workers, lambda: progress(len(list(work.glob("*.json"))), count))
+        share.barrier()
+        if share.rank == 0:
+            records = {tar: json.loads((work / f"{tar}.json").read_text()) for tar in names}
+            shards = [index_file.shard(str(folder / tar), record) for tar, record in records.items()]
+            Index(str(folder), split.classes, shards, plan).save(folder)
+            shutil.rmtree(work, ignore_errors=True)  # another process may still be at work, on the same bytes
+    except OSError as error:
+        where = error.filename or folder
+        raise UserError(f"{where}: {error.strerror}; mend it and give the same command") from None
+    except BrokenProcessPool:
+        raise UserError(
+            f"{folder}: a process that wrote to it died; if it was for lack of memory, lower --workers; then give the "
+            "same command"
+        ) from None
     share.barrier()
     return index_file.load(folder)
 
@@ -96,16 +113,17 @@ def write_tar(folder: Path, tar: str, originals: list[Original], options: Option
     """Write one tar and, when it is whole, its entry of the index. What cannot be decoded is named there."""
     import webdataset
 
-    partial, skipped, offset = folder / WORK / f"{tar}.partial", [], 0
+    # A name of this process's own: a second one, left over or started twice, writes the same bytes.
+    partial, skipped = folder / WORK / f"{tar}{_process(os.getpid())}", []
     with partial.open("wb") as file, webdataset.TarWriter(file, mtime=0) as writer:
         for original in originals:
             try:
                 suffix, content = _encoded(original, options)
             except BadSampleError as error:
+                offset = writer.tarstream.offset
                 skipped.append({"key": original.key, "offset": offset, "reason": f"left out: {error}"})
                 continue
             writer.write({"__key__": original.key, suffix: content, "cls": str(original.label).encode()})
-            offset = file.tell()
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
     partial.replace(folder / tar)
@@ -148,7 +166,8 @@ def _run(jobs: list[tuple], workers: int, report: Callable[[], None]) -> None:
             report()
         return
     # Spawned: a forked process would share the parent's MPI.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
         pending = {pool.submit(write_tar, *job) for job in jobs}
         try:
             while pending:
@@ -156,14 +175,19 @@ def _run(jobs: list[tuple], workers: int, report: Callable[[], None]) -> None:
                 for future in done:
                     future.result()
                 report()
-        except OSError as error:
-            pool.shutdown(cancel_futures=True)
-            raise UserError(
-                f"{error.filename or 'shards make'}: {error.strerror}; mend it and give the same command"
-            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as the one that started it is gone, even if it was killed."""
+
+    def wait_for_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait_for_parent, daemon=True).start()
 
 
 def _is_done(work: Path, folder: Path, tar: str) -> bool:
@@ -172,18 +196,37 @@ def _is_done(work: Path, folder: Path, tar: str) -> bool:
     return entry.exists() and path.exists() and path.stat().st_size == json.loads(entry.read_text())["bytes"]
 
 
-def _is_finished(folder: Path, plan: str) -> bool:
+def _process(number: int | str) -> str:
+    """Return how the files end that a process of this host has not finished."""
+    return f".{os.uname().nodename}.{number}.partial"
+
+
+def _remove_partial(work: Path) -> None:
+    """Remove what processes of this host left unfinished that are no more."""
+    for path in work.glob("*.partial"):
+        number = path.name.split(".")[-2]
+        if path.name.endswith(_process(number)) and not Path("/proc", number).exists():
+            path.unlink(missing_ok=True)
+
+
+def _finished(folder: Path, plan: str) -> Index | None:
+    """Return the index that an earlier run has written, if one has."""
     if not (folder / index_file.FILE_NAME).exists():
-        return False
-    if index_file.load(folder).plan != plan:
+        return None
+    made = index_file.load(folder)
+    if made.plan != plan:
         raise UserError(f"{folder}: holds shards made from other images or options; remove it or name another folder")
-    return True
+    return made
 
 
-def _claim(path: Path, plan: str, folder: Path) -> None:
+def _claim(work: Path, plan: str, folder: Path) -> None:
     """Note which plan the unfinished folder follows, or see that it follows this one."""
+    path = work / "plan"
     if path.exists() and path.read_text() != plan:
         raise UserError(f"{folder}: holds unfinished shards of other images or options; remove it or name another")
+    if not path.exists() and any(folder.glob("*.tar")):
+        raise UserError(f"{folder}: holds tars already; remove them or name another folder")
+    work.mkdir(parents=True, exist_ok=True)
     _write(path, plan)
 
 
@@ -196,5 +239,8 @@ def _digest(split: Split, options: Options) -> str:
 
 def _write(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-    partial.write_text(text)
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)

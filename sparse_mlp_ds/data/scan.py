@@ -4,7 +4,6 @@ A sample is two members side by side, KEY.jpg (or .jpeg, .png, .webp) and KEY.cl
 """
 
 import hashlib
-import os
 import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -122,7 +121,7 @@ def _runs(path: Path, defects: list[Defect]) -> Iterator[tuple[str, list[tarfile
     for member in _members(path, defects):
         folder, _, base = member.name.rpartition("/")
         member_key = f"{folder}/{base.split('.')[0]}".lstrip("/")
-        if member_key != key and members:
+        if members and (member_key != key or member.name == members[0].name):  # or the same sample once more
             yield key, members
             members = []
         key = member_key
@@ -133,35 +132,39 @@ def _runs(path: Path, defects: list[Defect]) -> Iterator[tuple[str, list[tarfile
 
 def _members(path: Path, defects: list[Defect]) -> Iterator[tarfile.TarInfo]:
     """Yield the files of a tar. Where no header can be read, go on at the next one that can."""
-    end = 0
+    end, size = 0, path.stat().st_size
     with path.open("rb") as file:
         for _ in range(_MOST_DAMAGED):
-            error = ""
+            error, sticks_out = "", False
             file.seek(end)
             try:
                 with tarfile.open(fileobj=file, mode="r:", **_NAMES) as tar:
                     for member in tar:
                         if member.size < 0 or tar.offset <= end:  # else a hostile header leads in circles
                             raise tarfile.ReadError("negative size")
-                        end = tar.offset
-                        if member.isfile():
+                        sticks_out = max(member.offset_data + member.size, tar.offset - tarfile.BLOCKSIZE + 1) > size
+                        end = member.offset_data if sticks_out else tar.offset
+                        if member.isfile() and not member.issparse():  # a sparse one is not in one piece
                             yield member
+                        if sticks_out:
+                            break
             except Exception as raised:  # a hostile header may raise anything
                 error = " ".join(str(raised).split())
             # tarfile stops in silence at a header that it cannot read, as at the end, which is 1,024 zero bytes.
             file.seek(end)
             tail = file.read(1024)
-            following = _next_header(file, end + tarfile.BLOCKSIZE)
-            if tail == bytes(1024) and following is None:
+            following = _next_header(file, end if sticks_out else end + tarfile.BLOCKSIZE)
+            if following is not None:
+                reason = f"damaged header, {following - end} bytes passed over"
+            elif sticks_out or len(tail) < 1024:
+                end, reason = (size if sticks_out else min(end, size)), "cut off"
+            elif tail == bytes(1024):
                 return
-            size = os.fstat(file.fileno()).st_size
-            if len(tail) < 1024 and following is None:
-                reason = "cut off"
-            elif end == 0 and following is None:
+            elif end == 0:
                 reason = f"not a readable plain tar ({error})"
             else:
-                reason = f"damaged header, {(following or size) - end} bytes passed over"
-            defects.append(Defect("", min(end, size), reason))
+                reason = f"damaged header, {size - end} bytes passed over"
+            defects.append(Defect("", end, reason))
             if following is None:
                 return
             end = following

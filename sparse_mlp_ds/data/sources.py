@@ -1,5 +1,6 @@
 """From what a recipe says of its data to one index: folders, brace patterns, URLs and commands, alone or mixed."""
 
+import re
 from pathlib import Path
 
 from braceexpand import braceexpand
@@ -42,11 +43,15 @@ def training_order(data: Data, indexes: list[Index], batch_size: int, seed: int)
 
 def _open(source: Source, data: Data) -> Index:
     path = source.path
-    if path.startswith("pipe:") and not data.allow_commands:
-        raise UserError(f"data: '{path}' is a command; set data.allow_commands: true if this recipe may run it")
-    names = list(braceexpand(path)) if "{" in path else [path]
+    try:
+        names = list(braceexpand(path, escape=False)) if "{" in path else [path]
+    except ValueError as error:
+        raise UserError(f"data: '{path}' is no pattern ({error}); correct its braces") from None
+    for one in (*names, source.index or ""):
+        if one.startswith("pipe:") and not data.allow_commands:
+            raise UserError(f"data: '{one}' is a command; set data.allow_commands: true if this recipe may run it")
     is_file = names[0].endswith(".tar") or path.startswith("pipe:")
-    if not is_file and not is_remote(path):
+    if not is_file and not is_remote(path) and not source.index:
         return index_file.load(Path(path))
     if source.index:
         folder, text = path, _read(source.index)
@@ -56,22 +61,23 @@ def _open(source: Source, data: Data) -> Index:
         folder = path.rpartition("/")[0] if is_file else path.rstrip("/")
         text = _read(f"{folder or '.'}/{index_file.FILE_NAME}")
     index = index_file.parse(text, folder or ".")
-    if not is_file:
-        return index
-    places = {name.split()[-1] if not path.startswith("pipe:") else name: name for name in names}
-    shards = []
+    if is_file:
+        index = _selected(index, path, names)
     for one in index.shards:
-        found = [place for place in places if one.name in place]
-        if found:
-            shards.append(_at(one, found[0]))
-            places.pop(found[0])
-    if places:
-        raise UserError(f"data: '{next(iter(places))}' is not among the tars of its index; correct the pattern")
-    index = Index(path, index.classes, shards)
-    for one in shards:
         if not is_remote(one.path):
             index_file.check_size(one)
     return index
+
+
+def _selected(index: Index, path: str, names: list[str]) -> Index:
+    """Return the tars of an index that a pattern names, at the places that it says."""
+    places, known = {}, {one.name for one in index.shards}
+    for name in names:
+        words = re.findall(r"[^\s/'\"]+\.tar", name) if path.startswith("pipe:") else [name.rpartition("/")[2]]
+        if not (found := known.intersection(words)):
+            raise UserError(f"data: '{name}' is not among the tars of its index; correct the pattern")
+        places |= dict.fromkeys(found, name)
+    return Index(path, index.classes, [_at(one, places[one.name]) for one in index.shards if one.name in places])
 
 
 def _at(one: index_file.Shard, path: str) -> index_file.Shard:

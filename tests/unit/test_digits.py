@@ -1,48 +1,27 @@
 """The embedded digits: complete, split, sound, and made but once however many processes ask."""
 
-import os
-import subprocess
-import sys
 import tarfile
-from pathlib import Path
 
+import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
-from sparse_mlp_ds.data import digits, index, shards
-from sparse_mlp_ds.data.decode import decode
+from sparse_mlp_ds.data import digits, index, scan
+from sparse_mlp_ds.data.decode import Picture
+from tests.unit.processes import together
+from tests.unit.tars import refusal
 
-REPOSITORY = Path(shards.__file__).parents[2]
 
-MAKE = """
-import sys, sklearn.datasets, webdataset
-from pathlib import Path
-from sparse_mlp_ds.data import digits
-print("ready", flush=True)
-sys.stdin.readline()
-digits.make(Path(sys.argv[1]))
-"""
+def make(folder, barrier):
+    barrier.wait()
+    digits.make(folder)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The digits, made by two processes at the same time."""
     folder = tmp_path_factory.mktemp("data") / "digits"
-    command = [sys.executable, "-c", MAKE, str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    both = [
-        subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    try:
-        assert [process.stdout.readline() for process in both] == ["ready\n"] * 2
-        for process in both:
-            process.stdin.write("\n")
-            process.stdin.flush()
-        assert [process.wait(timeout=120) for process in both] == [0, 0]
-    finally:
-        for process in both:
-            process.kill()
-            process.communicate()
+    assert together(make, (folder,), (folder,)) == [0, 0]
     return folder
 
 
@@ -50,19 +29,25 @@ def test_two_processes_at_once_leave_one_sound_set(made):
     assert [path.name for path in made.parent.iterdir()] == ["digits"]  # nobody's leftovers
     assert sorted(path.name for path in made.iterdir()) == ["train", "val"]
     for split in ("train", "val"):
-        assert shards.verify(made / split) == []
+        found = index.load(made / split)
+        assert sorted(path.name for path in (made / split).iterdir()) == [*(s.name for s in found.shards), "index.json"]
+        assert [line for shard in found.shards for line in scan.verify(shard)] == []
 
 
 def test_the_digits_are_all_there_and_held_out_ones_are_others(made):
-    contents = {}
+    known, keys = load_digits(), {}
     for split in ("train", "val"):
         found = index.load(made / split)
-        contents[split] = [key for shard in found.shards for key in shard.keys]
         assert found.classes == [str(n) for n in range(10)]
-        assert {label for shard in found.shards for label in shard.labels} == set(range(10))
-        index.check_labels(found, 10)
-    assert (len(contents["train"]), len(contents["val"])) == (1437, 360)
-    assert len({*contents["train"], *contents["val"]}) == 1797
+        assert not scan.class_sorted(found)
+        keys[split] = []
+        for sample in range(len(found)):
+            shard, place = found.locate(sample)
+            number = int(shard.key(place))
+            assert shard.labels[place] == known.target[number]
+            keys[split].append(number)
+    assert (len(keys["train"]), len(keys["val"])) == (1437, 360)
+    assert sorted(keys["train"] + keys["val"]) == list(range(1797))
 
 
 def test_making_them_again_changes_nothing(made):
@@ -74,13 +59,25 @@ def test_making_them_again_changes_nothing(made):
 def test_offsets_lead_to_the_images(made):
     found = index.load(made / "val")
     shard, place = found.locate(130)  # the eleventh of the second tar
-    assert (shard.file, place) == ("digits-000001.tar", 10)
-    with tarfile.open(made / "val" / shard.file) as tar:
-        expected = tar.extractfile(f"{shard.keys[place]}.png").read()
-        assert int(tar.extractfile(f"{shard.keys[place]}.cls").read()) == shard.labels[place]
-    content = (made / "val" / shard.file).read_bytes()[shard.offsets[place] :][: shard.sizes[place]]
+    assert (shard.name, place) == ("digits-000001.tar", 10)
+    with tarfile.open(shard.path) as tar:
+        expected = tar.extractfile(f"{shard.key(place)}.png").read()
+        assert int(tar.extractfile(f"{shard.key(place)}.cls").read()) == shard.labels[place]
+    with open(shard.path, "rb") as file:
+        content = file.read()[shard.offsets[place] :][: shard.sizes[place]]
     assert content == expected
-    assert decode(content, "here").size == (8, 8)
+    pixels = np.asarray(Picture(content).upright())
+    assert pixels.shape == (8, 8, 3)
+    original = load_digits().images[int(shard.key(place))]
+    assert np.abs(pixels[:, :, 0] * (16 / 255) - original).max() < 0.05
     assert [found.locate(n) for n in (0, 119, 120, 359)] == [
         (found.shards[0], 0), (found.shards[0], 119), (found.shards[1], 0), (found.shards[2], 119),
     ]  # fmt: skip
+
+
+def test_a_folder_that_holds_something_else_is_refused_and_left(tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/file").write_text("mine")
+    line = refusal(digits.make, tmp_path / "taken")
+    assert line.startswith(f"{tmp_path / 'taken'}: ") and "name another folder" in line
+    assert [path.name for path in tmp_path.rglob("*")] == ["taken", "file"]
