@@ -8,6 +8,7 @@ import argparse
 import io
 import json
 import multiprocessing
+import os
 import statistics
 import time
 import tracemalloc
@@ -20,7 +21,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from rich.console import Console
 from rich.table import Table
 
-from sparse_mlp_ds import dist
+from sparse_mlp_ds import dist, host
 from sparse_mlp_ds.data import augment, loader, scan
 from sparse_mlp_ds.data.index import Index
 from sparse_mlp_ds.data.order import Part, TrainingOrder, micro_batches
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
 
+    host.keep_freed_memory()  # as every rank without a GPU does
     index = Index(str(args.data), [str(n) for n in range(CLASSES)], [scan.scan(p) for p in args.data.glob("*.tar")])
     rows = [_rates(index, args.data, workers, args.images, args.rounds) for workers in (1, 2)]
     result = {"rates": rows, "data_wait": _data_wait(index), "first_batch_seconds": _first_batch(index)}
@@ -70,6 +72,8 @@ def _rates(index: Index, folder: Path, workers: int, images: int, rounds: int) -
     slots = lambda: micro_batches(order, steps, 0, 1, BATCH, 1)  # noqa: E731
 
     def ours(device_work: Callable) -> float:
+        # What the loader processes leave: on a machine without a GPU they share the cores with the "device".
+        torch.set_num_threads(max((os.cpu_count() or 1) - workers, 1))
         batches = loader.load(dataset, slots(), workers)
         next(batches)  # the processes are up
         started = time.perf_counter()

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sparse_mlp_ds import rng
+from sparse_mlp_ds import host, rng
 from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.models.layers import init_weights
 
@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    host.keep_freed_memory()  # as every rank without a GPU does
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     rows = []

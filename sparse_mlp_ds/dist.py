@@ -15,6 +15,7 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
+from sparse_mlp_ds import host
 from sparse_mlp_ds.errors import ReportedError, UserError
 
 T = TypeVar("T")
@@ -57,8 +58,8 @@ def process_group(timeout_seconds: float = 600) -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     else:
-        # Each rank takes its share of the cores: with more threads than cores, small models train several times slower.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_here()))
+        host.share_cores(ranks_here())
+        host.keep_freed_memory()
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if backend == "gloo":
         _choose_interface(os.environ["MASTER_ADDR"])

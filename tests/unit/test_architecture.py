@@ -22,7 +22,7 @@ FORBIDDEN = {
     "log": ("ssl", "train", "data", "job", "cli"),
     "train": ("cli",),
 }
-FOUNDATIONS = ("errors", "rng", "dist")
+FOUNDATIONS = ("errors", "rng", "host")
 SPEAKS_TO_DEEPSPEED = {
     "sparse_mlp_ds.moe.expert_parallel",
     "sparse_mlp_ds.train.engine",
