@@ -8,6 +8,7 @@ from sparse_mlp_ds.data import augment, sources
 from sparse_mlp_ds.data.index import join
 from sparse_mlp_ds.data.loader import ShardDataset, load
 from sparse_mlp_ds.data.mixing import mix
+from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.recipe import Finetune, Recipe, TrainingStage
 
 CELL = 160
@@ -20,6 +21,8 @@ def draw(recipe: Recipe, stage: TrainingStage, images: int, epoch: int) -> Image
     indexes = sources.open_sources(recipe.data, recipe.data.train)
     size, seed = recipe.spec.image_size, recipe.train.seed
     order = sources.training_order(recipe.data, indexes, stage.batch_size, seed)
+    if not order.steps_per_epoch:
+        raise UserError(f"batch_size {order.batch_size} exceeds the {order.samples} images of data.train; lower it")
     views = (stage.view,) if isinstance(stage, Finetune) else stage.views
     slots = order.slots(epoch * order.steps_per_epoch, 0, images)
     index, cache, fraction = join(indexes), sources.cache(recipe.data), recipe.data.crop_fraction

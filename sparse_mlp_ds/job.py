@@ -1,5 +1,6 @@
 """Everything a run needs to know, resolved and checked before any process group exists."""
 
+import hashlib
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
@@ -12,7 +13,7 @@ from sparse_mlp_ds.data.order import TrainingOrder
 from sparse_mlp_ds.ds_config import Batch
 from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.models import registry
-from sparse_mlp_ds.recipe import Data, Pretrain, Recipe, TrainingStage
+from sparse_mlp_ds.recipe import Pretrain, Recipe, TrainingStage
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,12 @@ class Job:
         """Return a training stage's data order."""
         return sources.training_order(self.recipe.data, self.train, self.batches[stage].total, self.recipe.train.seed)
 
+    @property
+    def data_fingerprint(self) -> str:
+        """What tells one set of training tars from another."""
+        tars = "".join(f"{one.name} {one.sha256}\n" for index in self.train for one in index.shards)
+        return hashlib.sha256(tars.encode()).hexdigest()
+
     def steps(self, stage: str) -> int:
         """Return the optimizer steps of a whole training stage; `train.max_steps` may end it earlier."""
         return max(round(self.recipe.stages[stage].epochs * self.order(stage).steps_per_epoch), 1)
@@ -57,7 +64,7 @@ def resolve(
         if isinstance(stage, TrainingStage)
     }
     if recipe.data.embedded:
-        _make_embedded(recipe.data)
+        digits.make_for(recipe.data)
     train = sources.open_sources(recipe.data, recipe.data.train)
     val = join(sources.open_sources(recipe.data, recipe.data.val))
     samples = sum(len(index) for index in train)
@@ -172,10 +179,3 @@ def _batch(
             f"set it to {gcd(group, batch.micro)} or change batch_size"
         )
     return batch
-
-
-def _make_embedded(data: Data) -> None:
-    """Write the embedded data set where the recipe expects it, unless the recipe was pointed at other shards."""
-    train, val = Path(data.train[0].path), Path(data.val[0].path)
-    if (train.name, val) == ("train", train.parent / "val"):
-        digits.make(train.parent)

@@ -131,6 +131,7 @@ def _index(args: argparse.Namespace) -> None:
 def _show(args: argparse.Namespace) -> None:
     from sparse_mlp_ds.config import load_recipe
     from sparse_mlp_ds.contact_sheet import draw
+    from sparse_mlp_ds.data import digits
     from sparse_mlp_ds.recipe import TrainingStage
 
     recipe = load_recipe(args.recipe, args.set)
@@ -140,6 +141,8 @@ def _show(args: argparse.Namespace) -> None:
         raise UserError(f"shards show: --stage {name} is no training stage; {did_you_mean(name, stages)}")
     if args.images < 2 or args.images % 2 or args.epoch < 0:
         raise UserError("shards show: --images is even and at least 2, --epoch at least 0")
+    if recipe.data.embedded:
+        digits.make_for(recipe.data)
     draw(recipe, stages[name], args.images, args.epoch).save(args.out)
     print(f"{args.out}: each row an image, first as it is, then every view of it")
 

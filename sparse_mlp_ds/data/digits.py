@@ -12,6 +12,7 @@ import numpy as np
 from sparse_mlp_ds.data import index as index_file
 from sparse_mlp_ds.data import making
 from sparse_mlp_ds.data.originals import Original, Split
+from sparse_mlp_ds.data.sections import Data
 from sparse_mlp_ds.errors import UserError
 
 HELD_OUT = 360
@@ -38,6 +39,13 @@ def make(folder: Path) -> None:
         shutil.rmtree(partial)
         if not all((folder / split / index_file.FILE_NAME).exists() for split in PER_SHARD):  # else another was first
             raise UserError(f"{folder}: {error.strerror}; remove it or name another folder") from None
+
+
+def make_for(data: Data) -> None:
+    """Write it where a recipe expects it, unless the recipe was pointed at other shards."""
+    train, val = Path(data.train[0].path), Path(data.val[0].path)
+    if (train.name, val) == ("train", train.parent / "val"):
+        make(train.parent)
 
 
 def _splits(raw: Path) -> list[Split]:

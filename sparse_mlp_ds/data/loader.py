@@ -114,20 +114,31 @@ class ShardDataset(Dataset):
 
     def _read(self, shard: Shard, offset: int, size: int) -> bytes:
         try:
-            content = os.pread(self._file(shard), size, offset)
+            if is_remote(shard.path):
+                content = self._read_remote(shard, offset, size)
+            else:
+                content = os.pread(self._file(shard), size, offset)
         except OSError as error:
             raise BadSampleError(READ, f"cannot be read ({error.strerror})") from None
         if len(content) < size:
             raise BadSampleError(READ, f"cannot be read ({len(content)} of {size} bytes are there)")
         return content
 
+    def _read_remote(self, shard: Shard, offset: int, size: int) -> bytes:
+        """Read from the cache, keeping nothing open: a tar that is removed there is to leave its room."""
+        while True:
+            try:
+                with open(self.cache.fetch(shard), "rb") as file:
+                    return os.pread(file.fileno(), size, offset)
+            except FileNotFoundError:  # removed by another process before it was opened here
+                continue
+
     def _file(self, shard: Shard) -> int:
         """Return the tar's descriptor, opened by the process that reads; those not used for longest are closed."""
         if shard.path not in self._files:
             if len(self._files) >= _OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
-            path = self.cache.fetch(shard) if self.cache and is_remote(shard.path) else shard.path
-            self._files[shard.path] = os.open(path, os.O_RDONLY)
+            self._files[shard.path] = os.open(shard.path, os.O_RDONLY)
         self._files.move_to_end(shard.path)
         return self._files[shard.path]
 

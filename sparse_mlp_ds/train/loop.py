@@ -75,7 +75,7 @@ def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder, sinks: 
         progress.measured = method.measure_start()
 
     # ---- its data, from the very sample where it stopped
-    order = job.order(name)
+    order, progress.data = job.order(name), job.data_fingerprint
     steps = range(progress.stage_step, last)
     slots = micro_batches(order, steps, dist.rank(), dist.world_size(), batch.micro, batch.accumulation)
     data = job.recipe.data

@@ -46,6 +46,8 @@ class Progress:
     measured: dict[str, float] = field(default_factory=dict)
     """What the stage measured before its first step."""
 
+    data: str = ""
+    """Fingerprint of the training tars that the stage reads."""
     hands_over_average: bool = False
     """Whether the next stage takes the average of the last one's weights."""
 
@@ -84,6 +86,13 @@ class RunFolder:
         if job.resume == "never":
             self._set_aside()
         found = self._find_checkpoint()
+        if found:
+            progress = Progress(**found.progress)
+            if progress.data not in ("", job.data_fingerprint) and not progress.is_done(progress.stage):
+                raise UserError(
+                    f"{found.path}: data.train has other tars than when it was written, so its order cannot go on; "
+                    "bring them back, or start over with --resume never"
+                )
         self.path.mkdir(parents=True, exist_ok=True)
         _write(self.path / "config.yaml", yaml.safe_dump(_tree(job), sort_keys=False))
         _write(self.path / "ds_config.json", json.dumps(job.ds_config, indent=2))

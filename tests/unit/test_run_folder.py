@@ -1,0 +1,44 @@
+"""What a run refuses to go on with: data that is not the data it began with."""
+
+import json
+
+import pytest
+
+from sparse_mlp_ds.data import digits
+from sparse_mlp_ds.errors import UserError
+from sparse_mlp_ds.job import resolve
+from sparse_mlp_ds.train import checkpoint
+from sparse_mlp_ds.train.run_folder import Progress, RunFolder
+from tests.e2e.launcher import MOE
+
+
+@pytest.fixture
+def job(tmp_path):
+    digits.make(tmp_path / "digits")
+    overrides = [f"data.{split}={tmp_path}/digits/{split}" for split in ("train", "val")]
+    return lambda: resolve("digits", MOE, overrides, str(tmp_path / "run"), "auto", world=1)
+
+
+def stopped(job, **changes):
+    """Leave a checkpoint, without tensors, as of a run that stopped."""
+    progress = Progress(stage="pretrain", stage_step=5, step=5, data=job.data_fingerprint, **changes)
+    checkpoint.save(job.out / "checkpoints", 5, [], vars(progress), {})
+
+
+def test_the_same_tars_go_on(job):
+    stopped(job())
+    assert RunFolder(job()).progress.stage_step == 5
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_other_tars_are_refused_in_the_middle_of_a_stage_alone(job, tmp_path, finished):
+    stopped(job(), done=[{"name": "pretrain"}] if finished else [])
+    path = tmp_path / "digits/train/index.json"
+    record = json.loads(path.read_text())
+    record["shards"].pop()
+    path.write_text(json.dumps(record))
+    if finished:
+        assert RunFolder(job()).progress.is_done("pretrain")
+    else:
+        with pytest.raises(UserError, match=r"step_5: data\.train has other tars.*--resume never"):
+            RunFolder(job())
