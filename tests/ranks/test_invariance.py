@@ -25,8 +25,8 @@ def _steps(ep_size: int | dict[str, int], cases: list[dict[str, Any]]):
 
 
 @functools.lru_cache
-def _reference(top_k: int, family: str):
-    return harness.run(1, _one_step, 1, {"zero": 0, "top_k": top_k, "family": family})[0]
+def _reference(**case: Any):
+    return harness.run(1, _one_step, 1, case | {"zero": 0})[0]
 
 
 def _assert_same(world: int, ep_size: int | dict[str, int], cases: list[dict[str, Any]]) -> None:
@@ -36,7 +36,7 @@ def _assert_same(world: int, ep_size: int | dict[str, int], cases: list[dict[str
     """
     results = harness.run(world, _steps, ep_size, cases)
     for number, case in enumerate(cases):
-        expected_figures, expected = _reference(case.get("top_k", 2), case.get("family", "sparse_mlp"))
+        expected_figures, expected = _reference(**{key: value for key, value in case.items() if key != "zero"})
         for figures, parameters in (rank[number] for rank in results):
             assert figures == pytest.approx(expected_figures, rel=1e-5), case
             assert parameters.keys() == expected.keys()
@@ -55,6 +55,11 @@ def test_one_step_is_the_same_update_everywhere(world, ep_size):
 
 def test_several_ep_sizes_live_in_one_model():
     _assert_same(4, {"moe_s": 4, "moe_c": 2}, [{"zero": zero} for zero in (0, 1, 2)])
+
+
+def test_eight_ranks_with_eight_experts_for_channels_and_four_for_patches():
+    cases = [{"zero": zero, "experts_s": 8, "group_images": 2} for zero in (0, 2)]
+    _assert_same(8, {"moe_s": 8, "moe_c": 4}, cases)
 
 
 def test_one_step_of_every_other_family():

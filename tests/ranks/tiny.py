@@ -19,10 +19,11 @@ IMAGES = 16
 CLASSES = 5
 
 
-def spec(top_k: int = 2, family: str = "sparse_mlp") -> PatchSpec:
+def spec(top_k: int = 2, family: str = "sparse_mlp", experts_s: int = 4) -> PatchSpec:
     """4 patches, 4 experts of each kind where the family has experts, stochastic depth and dropout on."""
     shape = {"family": family, "image_size": 8, "patch_size": 4, "width": 16, "drop_path": 0.3, "dropout": 0.1}
-    moe_s, moe_c = (MoESpec(experts=4, top_k=top_k, hidden=hidden) for hidden in (16, 24))
+    moe_s = MoESpec(experts=experts_s, top_k=top_k, hidden=16)
+    moe_c = MoESpec(experts=4, top_k=top_k, hidden=24)
     mixer = {"token_hidden": 8, "channel_hidden": 32}
     transformer = {"depth": 2, "heads": 2}
     match family:
@@ -42,14 +43,16 @@ def spec(top_k: int = 2, family: str = "sparse_mlp") -> PatchSpec:
     raise ValueError(family)
 
 
-def model(ep_size: int | dict[str, int], top_k: int = 2, family: str = "sparse_mlp", **moe: Any) -> torch.nn.Module:
+def model(
+    ep_size: int | dict[str, int], top_k: int = 2, family: str = "sparse_mlp", experts_s: int = 4, **moe: Any
+) -> torch.nn.Module:
     """Build one with experts on ep_size ranks (by mixing type, if they differ).
 
     Its head is drawn too: a zero head would hide the backbone's gradients.
     """
     routing = MoE(**{"group_images": 4, "capacity_factor_s": 1.0, "capacity_factor_c": 0.75} | moe)
     sizes = ep_size if isinstance(ep_size, dict) else {"moe_s": ep_size, "moe_c": ep_size}
-    made = registry.build(spec(top_k, family), CLASSES, engine.expert_parallel(routing, sizes))
+    made = registry.build(spec(top_k, family, experts_s), CLASSES, engine.expert_parallel(routing, sizes))
     init_weights(made, seed=1)
     torch.manual_seed(2)
     torch.nn.init.normal_(made.head.weight)
@@ -68,6 +71,8 @@ def build_engine(
     zero: int,
     top_k: int = 2,
     family: str = "sparse_mlp",
+    experts_s: int = 4,
+    group_images: int = 4,
     clip: float = 0.05,
     optimizer: str = "adamw",
     **ds: Any,
@@ -75,7 +80,8 @@ def build_engine(
     """An engine of the tiny model on this rank's share of the batch."""
     config = {"zero_optimization": {"stage": zero}, "gradient_clipping": clip, **ds}
     share = Batch(IMAGES, IMAGES // dist.world_size(), 1)
-    return engine.build(model(ep_size, top_k, family), Optimizer(name=optimizer, base_lr=1.0), share, config)
+    built = model(ep_size, top_k, family, experts_s, group_images=group_images)
+    return engine.build(built, Optimizer(name=optimizer, base_lr=1.0), share, config)
 
 
 def step(built, number: int) -> tuple[float, float, float]:
