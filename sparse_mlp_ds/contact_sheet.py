@@ -23,7 +23,7 @@ def draw(recipe: Recipe, stage: TrainingStage, images: int, epoch: int) -> Image
     order = sources.training_order(recipe.data, indexes, stage.batch_size, seed)
     if not order.steps_per_epoch:
         raise UserError(f"batch_size {order.batch_size} exceeds the {order.samples} images of data.train; lower it")
-    views = (stage.view,) if isinstance(stage, Finetune) else stage.views
+    views = stage.views
     slots = order.slots(epoch * order.steps_per_epoch, 0, images)
     index, cache, fraction = join(indexes), sources.cache(recipe.data), recipe.data.crop_fraction
     plain, batch = (

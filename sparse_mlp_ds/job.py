@@ -82,9 +82,9 @@ def resolve(
             raise UserError(
                 f"{source}: stages.{name}.mix pairs images, the {batch.micro} per rank are odd; change batch_size"
             )
-        views = 2 if _is_pretrain(recipe, name) else 1
-        size = batch.micro * views * 3 * recipe.spec.image_size**2
-        loader.check_shared_memory(recipe.data.workers, dist.ranks_here(), size)
+        stage = recipe.stages[name]
+        images = max(batch.micro * len(stage.views), stage.evaluation_batch // world)  # of one batch
+        loader.check_shared_memory(recipe.data.workers, dist.ranks_here(), images * 3 * recipe.spec.image_size**2)
     return Job(recipe, ds, Path(out or f"runs/{recipe.name}"), resume, world, ep_sizes, batches, train, val)
 
 

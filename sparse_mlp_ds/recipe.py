@@ -94,6 +94,11 @@ class TrainingStage(Section):
     """Images per optimizer step over all ranks."""
     optimizer: Optimizer
 
+    @property
+    def evaluation_batch(self) -> int:
+        """Images per forward pass over all ranks when the stage measures itself, which keeps no activations."""
+        return 4 * self.batch_size
+
 
 class Pretrain(TrainingStage):
     """MoCo v3 (Chen, Xie and He, 2021): contrastive learning without labels."""
@@ -127,6 +132,11 @@ class Finetune(TrainingStage):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Momentum of an average of the weights, which is then what is tested and handed over."""
 
+    @property
+    def views(self) -> tuple[View, ...]:
+        """What is drawn from each image."""
+        return (self.view,)
+
 
 class Probe(TrainingStage):
     """Linear evaluation: heads on frozen features, one for each learning rate, all in one pass."""
@@ -137,6 +147,11 @@ class Probe(TrainingStage):
     """Learning rates of the heads over the optimizer's; clipping is off, so that they do not meet."""
     knn_k: PositiveInt = 20
     """Neighbours of the weighted k-NN classifier on the same features."""
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """What is drawn from each image."""
+        return (self.view,)
 
 
 class Evaluate(Section):

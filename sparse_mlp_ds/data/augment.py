@@ -1,6 +1,6 @@
 """Augmentation on the device: whole batches at once, every draw keyed by the sample's number in the stage.
 
-The operations are kornia's; which sample gets which is decided here, so that it depends on no rank and no batch size.
+Most operations are kornia's; which sample gets which is decided here, so that it depends on no rank and no batch size.
 """
 
 import math

@@ -45,15 +45,15 @@ class BadCount:
         """limit: largest share of bad samples in an epoch of `samples`."""
         self.limit, self.samples = limit, samples
         self.found: list[Bad] = []
-        self._epoch, self._in_epoch = -1, 0
+        """Those that this rank met in the epoch."""
+        self._epoch = -1
         self._reasons = Counter(dict.fromkeys(REASONS, 0))
 
     def add(self, bad: Iterable[Bad], epoch: int) -> None:
         """Count what one batch of this rank met."""
         if epoch != self._epoch:
-            self._epoch, self._in_epoch = epoch, 0
+            self._epoch, self.found = epoch, []
         for one in bad:
-            self._in_epoch += 1
             self._reasons[one.reason] += 1
             self.found.append(one)
 
@@ -62,7 +62,7 @@ class BadCount:
 
         Collective. Raises UserError naming the worst shard, on every rank, past the limit.
         """
-        counts = [self._in_epoch, *(self._reasons[reason] for reason in REASONS)]
+        counts = [len(self.found), *(self._reasons[reason] for reason in REASONS)]
         in_epoch, *reasons = dist.all_reduce(torch.tensor(counts, device=dist.device())).tolist()
         if in_epoch > self.limit * self.samples:
             everything = [one for part in dist.gather_objects(self.found) for one in part]

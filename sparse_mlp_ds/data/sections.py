@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeFloat,
@@ -41,7 +42,15 @@ def _one_or_more(value: Any) -> Any:
     return [{"path": one} if isinstance(one, str) else one for one in values]
 
 
-Sources = Annotated[tuple[Source, ...], Field(min_length=1), BeforeValidator(_one_or_more)]
+def _all_or_none_weighted(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    if len({source.weight is None for source in sources}) > 1:
+        raise ValueError("some sources have a weight and some have none; give all of them one, or none")
+    return sources
+
+
+Sources = Annotated[
+    tuple[Source, ...], Field(min_length=1), BeforeValidator(_one_or_more), AfterValidator(_all_or_none_weighted)
+]
 
 
 class Data(Section):

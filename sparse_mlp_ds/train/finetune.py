@@ -51,7 +51,7 @@ class Finetuning:
     def __init__(self, job: Job, stage: Finetune, total_steps: int):
         """Build the classifier; the loop loads the weights of the stage before."""
         self.job, self.stage = job, stage
-        self.views = (stage.view,)
+        self.views = stage.views
         self.module: nn.Module = build_classifier(job)
         self.averaged: nn.Module | None = build_classifier(job).requires_grad_(False) if stage.ema else None
         self.hands_over_average = self.averaged is not None
@@ -90,5 +90,5 @@ class Finetuning:
         job = self.job
         tested = self.module if self.averaged is None else self.averaged
         forward = lambda images: tested(images)[0].float()  # noqa: E731
-        size, batch = job.recipe.spec.image_size, 4 * self.stage.batch_size
+        size, batch = job.recipe.spec.image_size, self.stage.evaluation_batch
         return top_k_accuracy(forward, job.val, job.recipe.data, size, batch)

@@ -153,8 +153,9 @@ def _evaluate(job: Job, name: str, stage: Evaluate, folder: RunFolder) -> dict[s
     forward = lambda images: classifier(images)[0].float()  # noqa: E731
     (outcome,) = outcomes(forward, job.val, job.recipe.data, job.recipe.spec.image_size, stage.batch_size)
     metrics = outcome.metrics()
-    classes = dict(zip(job.val.classes, outcome.per_class(), strict=False))
-    folder.write(f"{name}.json", metrics | {"top1_by_class": classes, "confusion": outcome.confusion.tolist()})
+    # Lists by class number: names repeat, as ImageNet's "crane".
+    by_class = {"classes": job.val.classes, "top1_by_class": outcome.per_class()}
+    folder.write(f"{name}.json", metrics | by_class | {"confusion": outcome.confusion.tolist()})
     return metrics
 
 

@@ -80,5 +80,5 @@ class Pretraining:
     def _knn(self) -> float:
         job = self.job
         forward = lambda images: self.module.backbone.forward_features(images)[0]  # noqa: E731
-        size, batch = job.recipe.spec.image_size, 4 * self.stage.batch_size
+        size, batch = job.recipe.spec.image_size, self.stage.evaluation_batch
         return knn_accuracy(forward, join(job.train), job.val, job.recipe.data, size, batch, self.stage.knn_k)

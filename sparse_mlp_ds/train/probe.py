@@ -57,7 +57,7 @@ class Probing:
     def __init__(self, job: Job, stage: Probe, total_steps: int):
         """Build the frozen backbone and the heads; the loop loads the weights of the stage before."""
         self.job, self.stage = job, stage
-        self.views = (stage.view,)
+        self.views = stage.views
         make_moe = engines.expert_parallel(job.recipe.moe, job.ep_sizes)
         self.averaged: nn.Module = Frozen(registry.build(job.recipe.spec, make_moe=make_moe)).to(dist.device())
         init_weights(self.averaged, job.recipe.train.seed)
@@ -87,13 +87,13 @@ class Probing:
 
     def measure_start(self) -> dict[str, float]:
         """Return the k-NN accuracy of the features."""
-        job, size, batch = self.job, self.job.recipe.spec.image_size, 4 * self.stage.batch_size
+        job, size, batch = self.job, self.job.recipe.spec.image_size, self.stage.evaluation_batch
         sets = (join(job.train), job.val, job.recipe.data)
         return {"knn_top1": knn_accuracy(self.averaged, *sets, size, batch, self.stage.knn_k)}
 
     def measure_end(self) -> dict[str, float]:
         """Return the best head's top-1 and top-5, and every head's top-1 by its learning rate."""
-        job, size, batch = self.job, self.job.recipe.spec.image_size, 4 * self.stage.batch_size
+        job, size, batch = self.job, self.job.recipe.spec.image_size, self.stage.evaluation_batch
         forward = lambda images: self.module(self.averaged(images)).float()  # noqa: E731
         heads = [head.metrics() for head in outcomes(forward, job.val, job.recipe.data, size, batch)]
         rates = [scale * self.stage.optimizer.base_lr for scale in self.stage.rates]

@@ -192,3 +192,12 @@ def test_remote_tars_are_drawn_like_local_ones(folder, tmp_path):
     sheets = [draw(recipe, recipe.stages["pretrain"], 2, 0).tobytes() for recipe in (local, remote)]
     assert sheets[0] == sheets[1]
     assert list((tmp_path / "cache").glob("*.tar"))
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune", "probe"])
+def test_every_kind_of_training_stage_is_drawn(tmp_path, kind):
+    digits.make(tmp_path / "digits")
+    sets = [f"data.{split}={tmp_path}/digits/{split}" for split in ("train", "val")]
+    probe = "stages.probe={kind: probe, epochs: 1, batch_size: 8, optimizer: {base_lr: 1.0}}"
+    recipe = load_recipe("digits", [*sets, probe])
+    assert draw(recipe, recipe.stages[kind], 4, 0).height > 4 * CELL

@@ -209,6 +209,15 @@ def test_the_limit_holds_for_each_epoch_anew(damaged):
     assert sum(count.read().values()) == 9
 
 
+def test_what_was_found_is_kept_for_one_epoch_alone(damaged):
+    """A long run meets the same bad samples in every epoch."""
+    order = order_of(damaged, 13)
+    count = BadCount(3 / 39, order.samples)
+    for step, batch in enumerate(load(dataset(damaged, order), micro_batches(order, range(9), 0, 1, 13, 1), 0)):
+        count.add(batch.bad, epoch=step // 3)
+    assert len(count.found) == 3
+
+
 # ---- processes
 
 

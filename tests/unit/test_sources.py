@@ -194,3 +194,10 @@ def test_sources_without_samples_are_refused(tmp_path):
 def test_a_local_brace_is_a_folders_name_only_if_it_has_tars(tmp_path):
     tars_of(tmp_path / "a")
     assert "no shards here" in refusal(opened, f"{tmp_path}/{{a,b}}")
+
+
+def test_weights_are_given_to_all_sources_or_to_none():
+    sources = [{"path": "a", "weight": 2.0}, {"path": "b"}]
+    with pytest.raises(ValueError, match="give all of them one, or none"):
+        Data(train=sources, val="c", classes=2)
+    assert [one.weight for one in Data(train=["a", "b"], val="c", classes=2).train] == [None, None]
