@@ -163,12 +163,13 @@ def load(dataset: ShardDataset, slots: Iterable[Slots], workers: int) -> Iterato
             batch = next(running)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        # OSError and EOFError: it died while a batch lay in the queue, whose memory the reader asks it for.
+        except (RuntimeError, OSError, EOFError) as error:
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
+            said = (str(error).splitlines() or [type(error).__name__])[0]
             raise RunError(
-                f"a loader process died ({str(error).splitlines()[0]}); if the kernel killed it for lack of memory, "
-                "lower data.workers"
+                f"a loader process died ({said}); if the kernel killed it for lack of memory, lower data.workers"
             ) from None
         if isinstance(batch, UserError):
             raise batch
