@@ -23,7 +23,7 @@ from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.train.state import Piece
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,11 @@ class Checkpoint:
         return self.manifest["progress"]
 
 
-def save(folder: Path, step: int, pieces: Iterable[Piece], progress: dict[str, Any], topology: dict[str, Any]) -> Path:
+def save(folder: Path, step: int, pieces: Iterable[Piece], about: dict[str, Any]) -> Path:
     """Write folder/step_<step>, all ranks together: each its pieces, rank 0 the manifest, last of all.
 
-    progress: anything JSON, kept in the manifest. Returns the checkpoint's path on every rank.
+    about: what the manifest says besides, anything JSON; `progress` is where the run stood. Returns the checkpoint's path
+    on every rank.
     """
     final = folder / f"step_{step}"
     partial = folder / f".step_{step}.partial"
@@ -63,8 +64,7 @@ def save(folder: Path, step: int, pieces: Iterable[Piece], progress: dict[str, A
             "format": FORMAT,
             "version": __version__,
             "step": step,
-            "progress": progress,
-            "topology": topology,
+            **about,
             "files": {k: v for files, _ in entries for k, v in files.items()},
             "tensors": {k: v for _, tensors in entries for k, v in sorted(tensors.items())},
         }
@@ -94,7 +94,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / MANIFEST).read_text())
         if manifest["format"] != FORMAT:
             raise UserError(f"{path}: checkpoint format {manifest['format']}, this version reads {FORMAT}")
-        if {"progress", "tensors"} <= manifest.keys() and all(
+        if {"progress", "recipe", "tensors"} <= manifest.keys() and all(
             Path(name).name == name and {"bytes", "sha256"} <= entry.keys() for name, entry in manifest["files"].items()
         ):
             return manifest

@@ -162,13 +162,18 @@ def _evaluate(job: Job, name: str, stage: Evaluate, folder: RunFolder) -> dict[s
 def _save(job: Job, folder: RunFolder, engine: Any, method: Method) -> None:
     """Write a checkpoint of the engine and what stands beside it, and remove those that are no longer needed."""
     progress = folder.progress
-    topology = {
-        "world_size": job.world,
-        "ep_sizes": job.ep_sizes,
-        "zero_stage": engines.zero_stage(job.ds_config),
+    about = {
+        "progress": vars(progress),
+        "recipe": job.recipe.model_dump(mode="json"),
+        "ds_config": job.ds_config,
+        "topology": {
+            "world_size": job.world,
+            "ep_sizes": job.ep_sizes,
+            "zero_stage": engines.zero_stage(job.ds_config),
+        },
+        "classes": job.val.classes,
     }
-    pieces = state.pieces(engine, method.averaged)
-    path = checkpoint.save(folder.checkpoints, progress.step, pieces, vars(progress), topology)
+    path = checkpoint.save(folder.checkpoints, progress.step, state.pieces(engine, method.averaged), about)
     folder.start = dist.on_rank_zero(lambda: checkpoint.Checkpoint(path, checkpoint.read_manifest(path)))
     if dist.rank() == 0:
         ends = [entry["last_step"] for entry in progress.done if "last_step" in entry]

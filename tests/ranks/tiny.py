@@ -109,7 +109,8 @@ def gather(parameters: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def save(built, folder: Path, number: int) -> Path:
     """Write a checkpoint of the engine."""
-    return checkpoint.save(folder, number, state.pieces(built, None), {"stage_step": number}, {})
+    about = {"progress": {"stage_step": number}, "recipe": {}}
+    return checkpoint.save(folder, number, state.pieces(built, None), about)
 
 
 def restore(built, path: Path) -> None:

@@ -22,7 +22,7 @@ def job(tmp_path):
 def stopped(job, **changes):
     """Leave a checkpoint, without tensors, as of a run that stopped."""
     progress = Progress(stage="pretrain", stage_step=5, step=5, data=job.data_fingerprint, **changes)
-    checkpoint.save(job.out / "checkpoints", 5, [], vars(progress), {})
+    checkpoint.save(job.out / "checkpoints", 5, [], {"progress": vars(progress), "recipe": {}})
 
 
 def test_the_same_tars_go_on(job):
