@@ -42,8 +42,8 @@ class Checkpoint:
 def save(folder: Path, step: int, pieces: Iterable[Piece], about: dict[str, Any]) -> Path:
     """Write folder/step_<step>, all ranks together: each its pieces, rank 0 the manifest, last of all.
 
-    about: what the manifest says besides, anything JSON; `progress` is where the run stood. Returns the checkpoint's path
-    on every rank.
+    about: what the manifest says besides, anything JSON; `progress` is where the run stood.
+    Returns the checkpoint's path on every rank.
     """
     final = folder / f"step_{step}"
     partial = folder / f".step_{step}.partial"
