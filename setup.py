@@ -17,7 +17,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["sparse_mlp_ds", "sparse_mlp_ds.*"]),
-    package_data={"sparse_mlp_ds": ["recipes/*.yaml"]},
+    package_data={"sparse_mlp_ds": ["recipes/*.yaml", "sweeps/*.yaml"]},
     install_requires=[
         "torch>=2.13",
         "deepspeed>=0.19.8,<0.20",
@@ -37,6 +37,7 @@ setup(
         "braceexpand>=0.1.7",
         "fsspec>=2024.6",
         "tensorboard>=2.17",
+        "matplotlib>=3.9",
     ],
     extras_require={"test": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff"]},
     entry_points={"console_scripts": ["sparse-mlp-ds = sparse_mlp_ds.cli:main"]},

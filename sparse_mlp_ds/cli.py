@@ -1,11 +1,11 @@
-"""`sparse-mlp-ds`: what is done around training. Exit codes: 0 done, 2 bad usage or input."""
+"""`sparse-mlp-ds`: what is done around training. Exit codes: 0 done, 1 a run failed, 2 bad usage or input."""
 
 import argparse
 import json
 import sys
 
-from sparse_mlp_ds import shards_commands
-from sparse_mlp_ds.errors import UserError
+from sparse_mlp_ds import shards_commands, sweep_commands
+from sparse_mlp_ds.errors import RunError, UserError
 
 
 def main() -> None:
@@ -15,15 +15,18 @@ def main() -> None:
         args.run(args)
     except UserError as error:
         sys.exit(_explain(error))
+    except RunError as error:
+        _explain(error)
+        sys.exit(1)
 
 
-def _explain(error: UserError) -> int:
+def _explain(error: Exception) -> int:
     print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
     return 2
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sparse-mlp-ds", description="Shards and models of sparse_mlp_ds.")
+    parser = argparse.ArgumentParser(prog="sparse-mlp-ds", description="Shards, models and sweeps of sparse_mlp_ds.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     models = commands.add_parser("models", help="list the registered models")
@@ -31,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     models.set_defaults(run=_models)
 
     shards_commands.add_to(commands)
+    sweep_commands.add_to(commands)
     return parser
 
 

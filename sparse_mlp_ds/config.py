@@ -14,18 +14,25 @@ from sparse_mlp_ds.recipe import Recipe
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "digits"
-_STAGES = (sections.Pretrain, sections.Finetune, sections.Probe, sections.Evaluate)
+_STAGES = (sections.Pretrain, sections.Supervised, sections.Finetune, sections.Probe, sections.Evaluate)
 _STAGE_KINDS = {stage.__name__.lower(): stage for stage in _STAGES}
 
 
-def recipe_path(name_or_path: str) -> Path:
-    """Return the file of a shipped recipe's name, or the path itself. Raises UserError with the nearest name."""
+def shipped() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def recipe_path(name_or_path: str, given: str = "--recipe") -> Path:
+    """Return the file of a shipped recipe's name, or the path itself. Raises UserError with the nearest name.
+
+    given: where the name was given, for that error.
+    """
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
         return path
-    shipped = [p.stem for p in RECIPES.glob("*.yaml")]
-    if name_or_path not in shipped:
-        raise UserError(f"--recipe {name_or_path}: no such recipe; {did_you_mean(name_or_path, shipped)}")
+    if name_or_path not in shipped():
+        raise UserError(f"{given} {name_or_path}: no such recipe; {did_you_mean(name_or_path, shipped())}")
     return RECIPES / f"{name_or_path}.yaml"
 
 
@@ -35,19 +42,42 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises UserError with one line per problem, each naming the file (or the override), the key and the fix.
     """
     path = recipe_path(name_or_path)
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"--recipe {path}: {error.strerror}; give a recipe's path or a shipped name") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML, fix it: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: a recipe is a mapping of sections; start from a copy of the recipe 'digits'")
+    tree = _read(path)
     overridden = [_apply(tree, override) for override in overrides]
+    if isinstance(tree.get("stages"), dict):  # a stage of the base that is not wanted is set to null
+        tree["stages"] = {name: stage for name, stage in tree["stages"].items() if stage is not None}
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise UserError("\n".join(_explain(e, tree, path, overridden) for e in error.errors())) from None
+
+
+def _read(path: Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return a recipe's tree, merged into that of its `base`, if it names one. derived: the recipes based on it."""
+    given = f"{derived[-1]}: base" if derived else "--recipe"
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{given} {path}: {error.strerror}; give a recipe's path or a shipped name") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML, fix it: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections; start from a copy of the recipe 'digits'")
+    if (base := tree.pop("base", None)) is None:
+        return tree
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base: expected a shipped recipe's name or a path, not {base!r}")
+    below = path.parent / recipe_path(base, f"{path}: base")  # a path is meant from the recipe that names it
+    if below in (*derived, path):
+        raise UserError(f"{path}: base: {base} is based on this recipe; remove one of the two")
+    return _merged(_read(below, (*derived, path)), tree)
+
+
+def _merged(base: Any, over: Any) -> Any:
+    """Lay one tree over another: sections key by key, everything else, lists too, whole."""
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    return base | {key: _merged(base.get(key), value) for key, value in over.items()}
 
 
 def _apply(tree: dict[str, Any], override: str) -> str:

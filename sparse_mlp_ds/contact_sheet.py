@@ -9,7 +9,7 @@ from sparse_mlp_ds.data.index import join
 from sparse_mlp_ds.data.loader import ShardDataset, load
 from sparse_mlp_ds.data.mixing import mix
 from sparse_mlp_ds.errors import UserError
-from sparse_mlp_ds.recipe import Finetune, Recipe, TrainingStage
+from sparse_mlp_ds.recipe import Recipe, Supervised, TrainingStage
 
 CELL = 160
 """Side of one picture, pixels; smaller images are drawn larger, without smoothing."""
@@ -32,7 +32,7 @@ def draw(recipe: Recipe, stage: TrainingStage, images: int, epoch: int) -> Image
         for wanted in ((), views)
     )
     seen, keys = augment.views(batch, views, seed)
-    if isinstance(stage, Finetune) and stage.mix:
+    if isinstance(stage, Supervised) and stage.mix:
         targets = torch.zeros(images, recipe.data.classes)
         seen = mix(seen[0], targets, stage.mix, keys[0])[0][None]
     columns = torch.cat([augment.to_unit(plain.images[:, 0])[None], seen])  # [1 + V, B, 3, H, W]

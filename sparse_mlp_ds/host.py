@@ -10,7 +10,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 def share_cores(ranks: int) -> None:
     """Take this rank's share of the cores: with more threads than cores, small models train several times slower."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // ranks))
 
 
 def keep_freed_memory() -> None:

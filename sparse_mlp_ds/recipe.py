@@ -118,15 +118,13 @@ class Pretrain(TrainingStage):
     """Neighbours of the k-NN monitor, measured before and after the stage."""
 
 
-class Finetune(TrainingStage):
-    """Supervised training of all weights with a fresh head, from the stage before it or from scratch."""
+class Supervised(TrainingStage):
+    """Training of all weights on labels, from fresh ones or from a file's, whatever stage comes before."""
 
-    kind: Literal["finetune"]
+    kind: Literal["supervised"]
     view: View
     mix: Mix | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    init: Literal["previous", "scratch"] = "previous"
-    """Where the backbone's weights come from."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Each block's learning rate over that of the block after it."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -136,6 +134,12 @@ class Finetune(TrainingStage):
     def views(self) -> tuple[View, ...]:
         """What is drawn from each image."""
         return (self.view,)
+
+
+class Finetune(Supervised):
+    """The same from the weights of the stage before it, or of a file, with a fresh head."""
+
+    kind: Literal["finetune"]
 
 
 class Probe(TrainingStage):
@@ -165,7 +169,7 @@ class Evaluate(Section):
     """Who is served first then."""
 
 
-Stage = Annotated[Pretrain | Finetune | Probe | Evaluate, Field(discriminator="kind")]
+Stage = Annotated[Pretrain | Supervised | Finetune | Probe | Evaluate, Field(discriminator="kind")]
 
 
 class Train(Section):
@@ -234,8 +238,10 @@ class Recipe(Section):
                     raise ValueError(
                         "the first stage is an evaluate stage, which has no weights; put a training stage first"
                     )
-                if not isinstance(before, Finetune):
-                    raise ValueError(f"stages.{name} follows a {before.kind} stage; put a finetune stage before it")
+                if not isinstance(before, Supervised):
+                    raise ValueError(
+                        f"stages.{name} follows a {before.kind} stage; put a finetune or supervised stage before it"
+                    )
             else:
                 before = stage
         return self

@@ -82,6 +82,7 @@ def _presets() -> dict[str, PatchSpec]:
     s16, b16, l16 = _mixer(8, 512, 256, 16), _mixer(12, 768, 384, 16), _mixer(24, 1024, 512, 16)
     s32, b32, l32 = (dense.model_copy(update={"patch_size": 32}) for dense in (s16, b16, l16))
     experts = MoESpec
+    tiny = _mixer(5, 96, 48, patch_size=4, image_size=32)  # not of the papers: fits a laptop, for CIFAR
     digits = _mixer(4, 96, 64, patch_size=4, image_size=16)
     vit_b16, vmoe_s32 = _vit(12, 768, 12), _vit(8, 512, 8, patch_size=32)  # V-MoE's S has 8 wide blocks, ViT-S 12
     return {
@@ -113,6 +114,10 @@ def _presets() -> dict[str, PatchSpec]:
         "vmoe_b16_every2": _vmoe(vit_b16, "every2", 32),
         "vmoe_b16_last2": _vmoe(vit_b16, "last2", 32),
         "widenet_b16": _widenet_b16(),
+        "mixer_t4": tiny,
+        "sparse_mlp_t4": _sparse(
+            tiny, (4, 1), 48, experts(experts=4, hidden=128), experts(experts=4, top_k=2, hidden=192)
+        ),
         "mixer_digits": digits,
         "sparse_mlp_digits": _sparse(
             digits, (3, 1), 48, experts(experts=4, hidden=128), experts(experts=4, top_k=2, hidden=192)

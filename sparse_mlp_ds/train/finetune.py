@@ -13,7 +13,7 @@ from sparse_mlp_ds.models.average import follow
 from sparse_mlp_ds.models.backbone import Backbone
 from sparse_mlp_ds.models.layers import init_weights
 from sparse_mlp_ds.moe.stats import Reports
-from sparse_mlp_ds.recipe import Evaluate, Finetune
+from sparse_mlp_ds.recipe import Evaluate, Supervised
 from sparse_mlp_ds.train import engine as engines
 from sparse_mlp_ds.train.evaluate import top_k_accuracy
 from sparse_mlp_ds.train.groups import layer_decay
@@ -48,7 +48,7 @@ class Finetuning:
 
     clips = True
 
-    def __init__(self, job: Job, stage: Finetune, total_steps: int):
+    def __init__(self, job: Job, stage: Supervised, total_steps: int):
         """Build the classifier; the loop loads the weights of the stage before."""
         self.job, self.stage = job, stage
         self.views = stage.views

@@ -6,7 +6,7 @@ from sparse_mlp_ds import dist
 from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.job import Job
 from sparse_mlp_ds.log.console import say
-from sparse_mlp_ds.recipe import Evaluate, Finetune, Stage, TrainingStage
+from sparse_mlp_ds.recipe import Evaluate, Stage, Supervised, TrainingStage
 from sparse_mlp_ds.train import state
 from sparse_mlp_ds.train.checkpoint import Reader
 from sparse_mlp_ds.train.run_folder import RunFolder
@@ -36,14 +36,14 @@ def load_start(module: nn.Module, stage: TrainingStage, job: Job) -> None:
 def load_previous(module: nn.Module, stage: Stage, folder: RunFolder) -> None:
     """Fill `module` from the run's newest checkpoint, optimizer state aside, and say what was loaded.
 
-    A training stage may start without one (first stage, or `init: scratch`) and has a head of its own; an evaluate
+    A training stage may start without one (first stage, or `supervised`) and has a head of its own; an evaluate
     stage takes everything. Raises UserError unless the backbone is covered completely.
     """
-    if folder.start is None or getattr(stage, "init", "previous") == "scratch":
+    if folder.start is None or stage.kind == "supervised":
         return
     read = Reader(folder.start)
     own = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
-    kept_fresh = HEAD if isinstance(stage, Finetune) else None
+    kept_fresh = HEAD if isinstance(stage, Supervised) else None
     kind = "momentum" if folder.progress.hands_over_average else "param"
     names = {name: f"{kind}/{name}" for name in own if not (kept_fresh and name.startswith(kept_fresh))}
     for name, tensor in names.items():

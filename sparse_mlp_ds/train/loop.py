@@ -12,7 +12,7 @@ from sparse_mlp_ds.job import Job, plan
 from sparse_mlp_ds.log.console import ProgressLine, final_table, say
 from sparse_mlp_ds.log.meter import Meter
 from sparse_mlp_ds.log.sinks import Sink, open_sinks
-from sparse_mlp_ds.recipe import Evaluate, Finetune, Pretrain, Probe, TrainingStage
+from sparse_mlp_ds.recipe import Evaluate, Finetune, Pretrain, Probe, Supervised, TrainingStage
 from sparse_mlp_ds.train import checkpoint, handover, schedule, state
 from sparse_mlp_ds.train import engine as engines
 from sparse_mlp_ds.train.evaluate import outcomes
@@ -23,7 +23,12 @@ from sparse_mlp_ds.train.probe import Probing
 from sparse_mlp_ds.train.run_folder import RunFolder
 
 Method = Pretraining | Finetuning | Probing
-METHODS: dict[type, type[Method]] = {Pretrain: Pretraining, Finetune: Finetuning, Probe: Probing}
+METHODS: dict[type, type[Method]] = {
+    Pretrain: Pretraining,
+    Supervised: Finetuning,
+    Finetune: Finetuning,
+    Probe: Probing,
+}
 
 
 def run(job: Job) -> None:

@@ -63,13 +63,17 @@ def check(job: Job) -> None:
     previous = job.out / "config.yaml"
     if job.resume == "never" or not previous.exists() or not any((job.out / "checkpoints").glob("step_*")):
         return
-    before, now = _flat(yaml.safe_load(previous.read_text())), _flat(_tree(job))
+    if changed := changed_key(yaml.safe_load(previous.read_text()), _tree(job)):
+        raise UserError(f"{previous}: {changed}; give the new run its own --out, or start over with --resume never")
+
+
+def changed_key(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """Return `KEY was X and is now Y` for the first key of two resolved recipes that changes a weight, or None."""
+    before, now = _flat(before), _flat(now)
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not key.startswith(FREE):
-            raise UserError(
-                f"{previous}: {key} was {before.get(key)!r} and is now {now.get(key)!r}; "
-                "give the new run its own --out, or start over with --resume never"
-            )
+            return f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
+    return None
 
 
 class RunFolder:
