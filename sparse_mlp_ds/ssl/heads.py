@@ -19,13 +19,12 @@ class GlobalBatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Every rank must bring the same number of rows."""
-        x = x.float()
-        mean = dist.mean(x.mean(dim=0))
-        centred = x - mean
+        """Every rank must bring the same number of rows. Statistics are float32 under every precision."""
+        mean = dist.mean(x.float().mean(dim=0))
+        centred = x.float() - mean
         variance = dist.mean(centred.square().mean(dim=0))
-        x = centred * (variance + self.eps).rsqrt()
-        return x if self.weight is None else x * self.weight + self.bias
+        normal = (centred * (variance + self.eps).rsqrt()).to(x.dtype)
+        return normal if self.weight is None else normal * self.weight + self.bias
 
 
 def mlp_head(layers: int, dim: int, hidden: int, out: int) -> nn.Sequential:
