@@ -45,6 +45,13 @@ class Job:
         tars = "".join(f"{one.name} {one.sha256}\n" for index in self.train for one in index.shards)
         return hashlib.sha256(tars.encode()).hexdigest()
 
+    def negatives(self, stage: str) -> int | None:
+        """Return how many other images each query of a pretraining stage is contrasted with; None for others."""
+        found, batch = self.recipe.stages[stage], self.batches.get(stage)
+        if not isinstance(found, Pretrain):
+            return None
+        return batch.micro * self.world * (batch.accumulation if found.contrast == "batch" else 1) - 1
+
     def steps(self, stage: str) -> int:
         """Return the optimizer steps of a whole training stage; `train.max_steps` may end it earlier."""
         return max(round(self.recipe.stages[stage].epochs * self.order(stage).steps_per_epoch), 1)
@@ -100,7 +107,7 @@ def plan(job: Job) -> str:
     ]
     for name, batch in job.batches.items():
         order = job.order(name)
-        negatives = f", {batch.micro * job.world - 1} negatives per query" if _is_pretrain(recipe, name) else ""
+        negatives = f", {job.negatives(name)} negatives per query" if _is_pretrain(recipe, name) else ""
         lines.append(
             f"stage {name}: {job.steps(name)} steps of {batch.total} images = {batch.micro} x {batch.accumulation} "
             f"accumulated x {job.world} ranks, {_tail(order)}{negatives}"

@@ -112,10 +112,17 @@ class Pretrain(TrainingStage):
     """Width of the projector's and predictor's hidden layers."""
     dim: PositiveInt = 256
     """Length of the contrasted vectors."""
+    contrast: Literal["batch", "micro_batch"] = "batch"
+    """What a query is contrasted with under gradient accumulation: all images of the step, which costs one more forward
+    pass, or those of its micro-batch."""
     freeze_patch: bool = True
     """Keep the random patch projection as it is, which steadies training (MoCo v3, 4.2)."""
     knn_k: PositiveInt = 20
     """Neighbours of the k-NN monitor, measured before and after the stage."""
+    knn_every_epochs: PositiveFloat | None = None
+    """And in between, into the log."""
+    knn_images: PositiveInt = 50_000
+    """Training images that it looks among, spread over all of them."""
 
 
 class Supervised(TrainingStage):

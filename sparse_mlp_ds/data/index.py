@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,15 @@ class Index:
         """Return the shard that holds a sample and its number there; samples are numbered through all shards."""
         number = int(np.searchsorted(self._starts, sample, side="right")) - 1
         return self.shards[number], int(sample - self._starts[number])
+
+    def thinned(self, limit: int) -> "Index":
+        """Return an index of at most `limit` samples, every so many-th of this one's."""
+        step, thin = -(-len(self) // limit), []
+        for one, first in zip(self.shards, self._starts.tolist(), strict=False):
+            kept = slice(-first % step, None, step)
+            columns = {name: getattr(one, name)[kept] for name in ("keys", "offsets", "sizes", "labels")}
+            thin.append(replace(one, **columns))
+        return replace(self, shards=thin)
 
     def record(self) -> dict[str, Any]:
         """Return what index.json holds."""

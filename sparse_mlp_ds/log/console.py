@@ -57,6 +57,8 @@ def line(stage: str, done: int, total: int, record: dict[str, Any]) -> str:
         dead = sum(value for key, value in record.items() if key.endswith("/dead"))
         experts = f"experts cv {max(load):.2f} drop {100 * sum(dropped) / len(dropped):.1f}%"
         parts.append(f"{experts} dead {dead}" if dead else experts)
+    if "knn_top1" in record:
+        parts.append(f"knn {100 * record['knn_top1']:.1f}%")
     if bad := sum(value for key, value in record.items() if key.startswith("bad/")):
         parts.append(f"bad {bad}")
     if record.get("skipped_steps"):

@@ -18,9 +18,12 @@ class OnlineNet(nn.Module):
         self.predictor = mlp_head(2, dim, hidden, dim)
 
     def forward(self, images: Tensor, keys: Tensor) -> tuple[Tensor, Reports]:
-        """Return queries [B, dim] and the MoE layers' reports; keys: [B] sample keys."""
-        features, reports = self.backbone.forward_features(images, keys)
-        return self.predictor(self.projector(features)), reports
+        """Return features [B, C] and the MoE layers' reports; keys: [B] sample keys."""
+        return self.backbone.forward_features(images, keys)
+
+    def queries(self, features: Tensor) -> Tensor:
+        """Return queries [B, dim] of features [B, C]; batch norm makes them depend on all of the batch."""
+        return self.predictor(self.projector(features))
 
 
 class MomentumNet(nn.Module):
@@ -37,6 +40,10 @@ class MomentumNet(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Return keys [B, dim]."""
-        features, _ = self.backbone.forward_features(images)
+        """Return features [B, C]."""
+        return self.backbone.forward_features(images)[0]
+
+    @torch.no_grad()
+    def keys(self, features: Tensor) -> Tensor:
+        """Return keys [B, dim] of features [B, C]."""
         return self.projector(features)

@@ -19,6 +19,7 @@ from sparse_mlp_ds.models.spec import MoESpec
 from sparse_mlp_ds.moe.expert_parallel import ExpertParallelMoE
 from sparse_mlp_ds.moe.layer import Routing
 from sparse_mlp_ds.recipe import Evaluate, MoE, Optimizer
+from sparse_mlp_ds.train.gradient_norms import GradientNorms
 from sparse_mlp_ds.train.groups import RateScale, parameter_groups
 from sparse_mlp_ds.train.layerwise import Lamb, Lars, LayerwiseOptimizer, Layout
 
@@ -86,12 +87,11 @@ def build(
     if plain:
         config["gradient_clipping"] = ds_config["gradient_clipping"] or math.inf  # so that the norm is always taken
     engine, *_ = deepspeed.initialize(model=module, optimizer=update, config=config)
-    if plain:
-        engine.clip_fp32_gradients = lambda: _clip_exactly(engine)
-    else:
+    if not plain:
         engine.optimizer.check_grad_overflow = True  # off by default in float32 and bf16
         if isinstance(update, LayerwiseOptimizer):
             update.layouts = _layouts(engine.optimizer)
+    engine.gradient_norms = GradientNorms(engine)
     return engine
 
 
@@ -133,11 +133,6 @@ def set_learning_rate(engine: deepspeed.DeepSpeedEngine, rate: float) -> None:
         group["lr"] = rate * group["lr_scale"]
 
 
-def grad_norm(engine: deepspeed.DeepSpeedEngine) -> float:
-    """Return the global gradient norm of the last step, before clipping."""
-    return float(engine.get_global_grad_norm() or 0.0)
-
-
 def masters(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
     """Yield each parameter's name and float32 value. Collective under bf16 or fp16: call it on all ranks alike."""
     for name, parameter in engine.module.named_parameters():
@@ -146,26 +141,3 @@ def masters(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
         else:
             full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
             yield name, parameter.detach().float() if full is None else full
-
-
-def _clip_exactly(engine: deepspeed.DeepSpeedEngine) -> None:
-    """Clip by the true global norm without ZeRO, where DeepSpeed averages norms of ranks that hold other experts."""
-    parameters = [p for p in engine.module.parameters() if p.grad is not None]
-    dense = sum((p.grad.square().sum() for p in parameters if getattr(p, "allreduce", True)), torch.zeros(()))
-    experts = torch.zeros((), device=engine.device)
-    for layer in engine.module.modules():
-        if isinstance(layer, ExpertParallelMoE):
-            copies = torch_dist.get_world_size() // layer.ep_size  # each expert must count once
-            experts += sum(p.grad.square().sum() for p in layer.experts.parameters()) / copies
-    torch_dist.all_reduce(experts)
-    norm = (dense.to(engine.device) + experts).sqrt()
-    engine._global_grad_norm = float(norm)
-    engine.optimizer.overflow = not math.isfinite(float(norm))  # DeepSpeed counts the step as skipped
-    if engine.optimizer.overflow:
-        for parameter in parameters:
-            parameter.grad = None
-        return
-    factor = min(1.0, engine.gradient_clipping() / (float(norm) + 1e-6))
-    if factor < 1:
-        for parameter in parameters:
-            parameter.grad.mul_(factor)

@@ -1,5 +1,7 @@
 """The fine-tuning stage: supervised training of all weights with a fresh head."""
 
+from collections.abc import Iterator, Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -48,8 +50,9 @@ class Finetuning:
 
     clips = True
 
-    def __init__(self, job: Job, stage: Supervised, total_steps: int):
-        """Build the classifier; the loop loads the weights of the stage before."""
+    def __init__(self, job: Job, name: str):
+        """Build the classifier; the loop loads the weights of the stage before. name: of the stage."""
+        stage: Supervised = job.recipe.stages[name]
         self.job, self.stage = job, stage
         self.views = stage.views
         self.module: nn.Module = build_classifier(job)
@@ -63,8 +66,11 @@ class Finetuning:
         if self.averaged is not None:
             follow(self.averaged, dict(self.module.named_parameters()), momentum=0.0)
 
-    def loss(self, engine, batch: Batch) -> tuple[Tensor, Reports]:
-        """Return the cross-entropy of one micro-batch and the MoE layers' reports."""
+    def losses(self, engine, batches: Sequence[Batch]) -> Iterator[tuple[Tensor, Reports]]:
+        """Yield each micro-batch's cross-entropy and the MoE layers' reports."""
+        return (self._loss(engine, batch) for batch in batches)
+
+    def _loss(self, engine, batch: Batch) -> tuple[Tensor, Reports]:
         (images,), (keys,) = augment.views(batch, self.views, self.job.recipe.train.seed)
         targets = F.one_hot(batch.labels, self.job.recipe.data.classes).float()
         if self.stage.mix:
@@ -80,6 +86,10 @@ class Finetuning:
         if self.averaged is not None:
             momentum = min(self.stage.ema, (1 + step) / (10 + step))
             follow(self.averaged, dict(engines.masters(engine)), momentum)
+
+    def read(self) -> dict[str, float]:
+        """Nothing for the log."""
+        return {}
 
     def measure_start(self) -> dict[str, float]:
         """Nothing to measure."""

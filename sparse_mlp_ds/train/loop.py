@@ -63,7 +63,7 @@ def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder, sinks: 
     total = job.steps(name)
     last = min(total, job.recipe.train.max_steps or total)
     batch = job.batches[name]
-    method = METHODS[type(stage)](job, stage, total)
+    method = METHODS[type(stage)](job, name)
     progress = folder.progress
     resumes = progress.stage == name
     if not resumes:
@@ -80,7 +80,7 @@ def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder, sinks: 
         progress.measured = method.measure_start()
 
     # ---- its data, from the very sample where it stopped
-    order, progress.data = job.order(name), job.data_fingerprint
+    order, progress.data, progress.negatives = job.order(name), job.data_fingerprint, job.negatives(name)
     steps = range(progress.stage_step, last)
     slots = micro_batches(order, steps, dist.rank(), dist.world_size(), batch.micro, batch.accumulation)
     data = job.recipe.data
@@ -105,12 +105,12 @@ def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder, sinks: 
         rate = schedule.learning_rate(step, total, peak, warmup)
         engines.set_learning_rate(engine, rate)
         method.before_step(engine, step)
-        for _ in range(batch.accumulation):
-            waiting = time.perf_counter()
-            images = next(batches)
-            meter.wait(time.perf_counter() - waiting)
-            bad.add(images.bad, step // order.steps_per_epoch)
-            loss, reports = method.loss(engine, images.to(dist.device()))
+        waiting = time.perf_counter()
+        images = [next(batches) for _ in range(batch.accumulation)]
+        meter.wait(time.perf_counter() - waiting)
+        for one in images:
+            bad.add(one.bad, step // order.steps_per_epoch)
+        for loss, reports in method.losses(engine, [one.to(dist.device()) for one in images]):
             engine.backward(loss + sum(report.balance for report in reports.values()))
             engine.step()
             meter.add(loss, reports, batch.micro)
@@ -128,7 +128,9 @@ def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder, sinks: 
                 meter.read()
                 | bad.read()
                 | ({"skipped_steps": skipped.count} if skipped.count else {})
-                | {"lr": rate, "grad_norm": engines.grad_norm(engine)}
+                | {"lr": rate}
+                | engine.gradient_norms.read()
+                | method.read()
             )
             record |= {"eta_seconds": pace * (last - step - 1), "time": time.time()}
             for sink in sinks:

@@ -1,5 +1,7 @@
 """The probe stage: how far frozen features go with a linear classifier, for several learning rates at once."""
 
+from collections.abc import Iterator, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,8 +56,9 @@ class Probing:
     hands_over_average = True
     clips = False  # one norm over all heads would tie them together
 
-    def __init__(self, job: Job, stage: Probe, total_steps: int):
-        """Build the frozen backbone and the heads; the loop loads the weights of the stage before."""
+    def __init__(self, job: Job, name: str):
+        """Build the frozen backbone and the heads; the loop loads the former's weights. name: of the stage."""
+        stage: Probe = job.recipe.stages[name]
         self.job, self.stage = job, stage
         self.views = stage.views
         make_moe = engines.expert_parallel(job.recipe.moe, job.ep_sizes)
@@ -73,8 +76,11 @@ class Probing:
         """Return a head's learning rate over the stage's."""
         return self.stage.rates[int(name.split(".")[1])]
 
-    def loss(self, engine, batch: Batch) -> tuple[Tensor, Reports]:
-        """Return the sum of the heads' cross-entropies, each of which moves its own head alone."""
+    def losses(self, engine, batches: Sequence[Batch]) -> Iterator[tuple[Tensor, Reports]]:
+        """Yield each micro-batch's sum of the heads' cross-entropies, each of which moves its own head alone."""
+        return (self._loss(engine, batch) for batch in batches)
+
+    def _loss(self, engine, batch: Batch) -> tuple[Tensor, Reports]:
         (images,), _ = augment.views(batch, self.views, self.job.recipe.train.seed)
         logits = engine(self.averaged(augment.normalize(images, self.job.recipe.data)))
         return sum(F.cross_entropy(one.float(), batch.labels) for one in logits), {}
@@ -84,6 +90,10 @@ class Probing:
 
     def after_step(self, engine, step: int) -> None:
         """Nothing to do."""
+
+    def read(self) -> dict[str, float]:
+        """Nothing for the log."""
+        return {}
 
     def measure_start(self) -> dict[str, float]:
         """Return the k-NN accuracy of the features."""

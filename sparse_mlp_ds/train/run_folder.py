@@ -48,6 +48,8 @@ class Progress:
 
     data: str = ""
     """Fingerprint of the training tars that the stage reads."""
+    negatives: int | None = None
+    """Other images that each query of a pretraining stage is contrasted with."""
     hands_over_average: bool = False
     """Whether the next stage takes the average of the last one's weights."""
 
@@ -97,10 +99,21 @@ class RunFolder:
                     f"{found.path}: data.train has other tars than when it was written, so its order cannot go on; "
                     "bring them back, or start over with --resume never"
                 )
+            self._check_negatives(found, progress)
         self.path.mkdir(parents=True, exist_ok=True)
         _write(self.path / "config.yaml", yaml.safe_dump(_tree(job), sort_keys=False))
         _write(self.path / "ds_config.json", json.dumps(job.ds_config, indent=2))
         return found
+
+    def _check_negatives(self, found: Checkpoint, progress: Progress) -> None:
+        """Refuse to go on with a stage whose objective another number of ranks or micro-batches would change."""
+        if progress.stage not in self.job.batches or progress.is_done(progress.stage):
+            return
+        if progress.negatives != (now := self.job.negatives(progress.stage)):
+            raise UserError(
+                f"{found.path}: each query of stages.{progress.stage} had {progress.negatives} negatives and would now "
+                f"have {now}; go on with as many images per micro-batch as before"
+            )
 
     def write(self, name: str, record: dict[str, Any]) -> None:
         """Write a JSON file into the run folder, whole or not at all."""

@@ -96,7 +96,7 @@ def step(built, number: int) -> tuple[float, float, float]:
     built.backward(loss + balance)
     built.step()
     sums = dist.all_reduce(torch.stack([loss.detach(), balance.detach()])) / dist.world_size()
-    return *sums.tolist(), engine.grad_norm(built)
+    return *sums.tolist(), built.gradient_norms.read()["grad_norm"]
 
 
 def gather(parameters: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

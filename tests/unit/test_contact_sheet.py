@@ -70,7 +70,9 @@ def seen_by_stage(recipe, name, step, count):
 
         for slots in micro_batches(order, range(step, step + 1), rank, WORLD, MICRO, count // WORLD // MICRO):
             with pytest.raises(StopHereError):
-                {"finetune": Finetuning, "pretrain": Pretraining}[stage.kind].loss(method, network, dataset[slots])
+                if stage.kind == "pretrain":
+                    network(*Pretraining._images(method, dataset[slots]))
+                Finetuning._loss(method, network, dataset[slots])
         by_rank.append(got)
     everything = torch.cat([images for turn in zip(*by_rank, strict=True) for images in turn])  # the global batch
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (recipe.data.mean, recipe.data.std))

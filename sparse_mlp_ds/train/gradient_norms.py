@@ -1,0 +1,88 @@
+"""The norm of a step's gradients, exact over all ranks: each expert counts once. In all, and by kind of parameter."""
+
+import math
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as torch_dist
+from torch import Tensor
+
+from sparse_mlp_ds.moe.expert_parallel import ExpertParallelMoE
+from sparse_mlp_ds.moe.router import Router
+
+KINDS = ("dense", "experts", "router")
+
+
+class GradientNorms:
+    """Watches an engine's clipping; without ZeRO it does it, as DeepSpeed averages norms of other experts there."""
+
+    def __init__(self, engine: deepspeed.DeepSpeedEngine):
+        self.engine = engine
+        self._squares: dict[str, Tensor] = {}
+        if engine.zero_optimization_stage() == 0:
+            engine.clip_fp32_gradients = self._clip
+        else:
+            self._watch(engine.optimizer)
+
+    def read(self) -> dict[str, float]:
+        """Return the last step's norms before clipping: `grad_norm`, and those of its kinds of parameters."""
+        total = float(self.engine.get_global_grad_norm() or 0.0)
+        squares = {kind: float(square) for kind, square in self._squares.items()}
+        # What was watched still has fp16's loss scale in it; the shares have not.
+        whole = sum(squares.values())
+        known = math.isfinite(whole) and whole > 0
+        return {"grad_norm": total} | {
+            f"grad_norm_{kind}": total * math.sqrt(square / whole) for kind, square in squares.items() if known
+        }
+
+    def _watch(self, zero: Any) -> None:
+        """Keep the norm of each parameter group as ZeRO computes it, one after the other in every step."""
+        kinds = [_kind(group) for group in zero.optimizer.param_groups]
+        direct, done = zero.get_grad_norm_direct, []
+
+        def kept(*args: Any, **kwargs: Any) -> Tensor:
+            norm = direct(*args, **kwargs)
+            done.append(norm.detach().square())
+            if len(done) == len(kinds):
+                self._squares = {
+                    kind: sum(square for k, square in zip(kinds, done, strict=True) if k == kind)
+                    for kind in KINDS
+                    if kind in kinds
+                }
+                done.clear()
+            return norm
+
+        zero.get_grad_norm_direct = kept
+
+    def _clip(self) -> None:
+        engine = self.engine
+        copies, routers = {}, set()  # ranks that hold the same expert
+        for module in engine.module.modules():
+            if isinstance(module, ExpertParallelMoE):
+                alike = torch_dist.get_world_size() // module.ep_size
+                copies |= dict.fromkeys(module.experts.parameters(), alike)
+            elif isinstance(module, Router):
+                routers.add(module.weight)
+        parameters = [p for p in engine.module.parameters() if p.grad is not None]
+        squares = {kind: torch.zeros((), device=engine.device) for kind in KINDS}
+        for parameter in parameters:
+            kind = "experts" if parameter in copies else "router" if parameter in routers else "dense"
+            squares[kind] += parameter.grad.float().square().sum() / copies.get(parameter, 1)
+        torch_dist.all_reduce(squares["experts"])
+        self._squares = squares if copies else {"dense": squares["dense"]}
+        norm = torch.stack(list(squares.values())).sum().sqrt()
+        engine._global_grad_norm = float(norm)
+        engine.optimizer.overflow = not math.isfinite(float(norm))  # DeepSpeed counts the step as skipped
+        if engine.optimizer.overflow:
+            for parameter in parameters:
+                parameter.grad = None
+            return
+        factor = min(1.0, engine.gradient_clipping() / (float(norm) + 1e-6))
+        if factor < 1:
+            for parameter in parameters:
+                parameter.grad.mul_(factor)
+
+
+def _kind(group: dict[str, Any]) -> str:
+    return "experts" if group.get("moe") else "router" if group["name"].startswith("router") else "dense"
