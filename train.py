@@ -1,6 +1,7 @@
 """Train a recipe: `deepspeed --num_gpus 2 train.py --ds_config ds_configs/moe.json`.
 
-Parse, check, join the process group, run. Exit codes: 0 done, 2 bad configuration or input, anything else a crash.
+Parse, check, join the process group, run. Exit codes: 0 done, 2 bad configuration or input, 85 stopped on request (a
+complete checkpoint is on disk), anything else a crash.
 """
 
 import argparse
@@ -11,6 +12,8 @@ import warnings
 from sparse_mlp_ds import dist
 from sparse_mlp_ds.config import DEFAULT_RECIPE
 from sparse_mlp_ds.errors import ReportedError, RunError, UserError
+
+STOPPED = 85
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -39,6 +42,7 @@ def main(arguments: list[str]) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     from sparse_mlp_ds.job import plan, resolve
     from sparse_mlp_ds.train import loop, run_folder
+    from sparse_mlp_ds.train.stop import StoppedError
 
     try:
         job = resolve(args.recipe, args.ds_config, args.set, args.out, args.resume, dist.world_size())
@@ -56,6 +60,10 @@ def main(arguments: list[str]) -> int:
         with dist.process_group(job.recipe.train.timeout_seconds):
             loop.run(job)
         return 0
+    except StoppedError as stopped:
+        if dist.rank() == 0:
+            print(f"{stopped}; start again with the same command", flush=True)
+        return STOPPED
     except ReportedError:
         time.sleep(3)
         return 2

@@ -111,6 +111,16 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
+def control_group() -> torch_dist.ProcessGroup | None:
+    """Return a new gloo group of all ranks, for messages that must not meet training's; None for a single rank.
+
+    Collective. Whatever travels there is in host memory, so a GPU never waits for it.
+    """
+    if not torch_dist.is_initialized() or torch_dist.get_world_size() == 1:
+        return None
+    return torch_dist.new_group(backend="gloo")
+
+
 def barrier() -> None:
     """Wait for every rank."""
     if torch_dist.is_initialized():

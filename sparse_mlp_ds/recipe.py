@@ -198,6 +198,8 @@ class Checkpoint(Section):
     every_steps: PositiveInt = 500
     keep: PositiveInt = 2
     """Newest checkpoints kept within a stage; the last one of each stage always stays."""
+    keep_every: PositiveInt | None = None
+    """Keep those of every so many steps as well."""
 
 
 class Wandb(Section):

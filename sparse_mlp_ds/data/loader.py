@@ -5,6 +5,8 @@ Nothing is replayed on resume: the first batch after any stop costs as much as a
 
 import os
 import shutil
+import signal
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -156,6 +158,7 @@ def load(dataset: ShardDataset, slots: Iterable[Slots], workers: int) -> Iterato
         collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=AHEAD if workers else None,
+        worker_init_fn=_obey_the_parent_alone,
     )
     running = iter(batches)
     while True:
@@ -190,6 +193,24 @@ def check_shared_memory(workers: int, ranks: int, batch_bytes: int, folder: Path
             f"{folder}: {free / 2**20:.0f} MiB are free, the loaders of {ranks} ranks prepare {needed / 2**20:.0f} "
             f"MiB; start the container with --shm-size={room}g, or lower data.workers"
         )
+
+
+def _obey_the_parent_alone(worker: int) -> None:
+    """Let signals that ask a run to stop pass a loader process by, though launchers send them to every process.
+
+    The rank still needs batches until it has saved, and ends its loaders itself.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    parent = os.getppid()
+
+    def listen() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            continue
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
 
 
 def _as_it_is(batch: Batch | UserError) -> Batch | UserError:

@@ -7,21 +7,23 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+import socket
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as torch_dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sparse_mlp_ds import __version__, dist
 from sparse_mlp_ds.errors import UserError
+from sparse_mlp_ds.train import tensor_file
 from sparse_mlp_ds.train.state import Piece
 
+T = TypeVar("T")
 MANIFEST = "manifest.json"
 FORMAT = 2
 
@@ -39,27 +41,37 @@ class Checkpoint:
         return self.manifest["progress"]
 
 
-def save(folder: Path, step: int, pieces: Iterable[Piece], about: dict[str, Any]) -> Path:
+class SaveError(Exception):
+    """A checkpoint could not be written, on whichever rank; raised on all of them."""
+
+
+def save(
+    folder: Path,
+    step: int,
+    pieces: Iterable[Piece],
+    about: dict[str, Any],
+    group: torch_dist.ProcessGroup | None = None,
+) -> Checkpoint:
     """Write folder/step_<step>, all ranks together: each its pieces, rank 0 the manifest, last of all.
 
-    about: what the manifest says besides, anything JSON; `progress` is where the run stood.
-    Returns the checkpoint's path on every rank.
+    about: what the manifest says besides, anything JSON; `progress` is where the run stood. group: the process group
+    over which the ranks agree. Returns the checkpoint. Raises SaveError, leaving what was there before.
     """
     final = folder / f"step_{step}"
     partial = folder / f".step_{step}.partial"
-    if dist.rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-
     file = f"rank_{dist.rank():05d}.safetensors"
-    mine = list(pieces)
-    save_file({f"{p.name}@{p.start}": p.values.detach().cpu().clone() for p in mine}, partial / file)
-    _sync(partial / file)
-    entry = {file: {"bytes": (partial / file).stat().st_size, "sha256": _sha256(partial / file)}}
-    entries = _gather((entry, {p.name: list(p.shape) for p in mine}))
 
-    if dist.rank() == 0:
+    def begin() -> None:
+        if dist.rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+
+    def write() -> tuple[dict[str, Any], dict[str, list[int]]]:
+        mine = list(pieces)
+        entry = tensor_file.write(partial / file, {f"{p.name}@{p.start}": p.values for p in mine})
+        return {file: entry}, {p.name: list(p.shape) for p in mine}
+
+    def commit() -> dict[str, Any]:
         manifest = {
             "format": FORMAT,
             "version": __version__,
@@ -68,13 +80,40 @@ def save(folder: Path, step: int, pieces: Iterable[Piece], about: dict[str, Any]
             "files": {k: v for files, _ in entries for k, v in files.items()},
             "tensors": {k: v for _, tensors in entries for k, v in sorted(tensors.items())},
         }
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        _sync(partial / MANIFEST)
-        shutil.rmtree(final, ignore_errors=True)  # left by a run that was resumed from an earlier step
-        partial.rename(final)
-        _sync(folder)
-    dist.barrier()
-    return final
+        if dist.rank() == 0:
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            _sync(partial / MANIFEST)
+            shutil.rmtree(final, ignore_errors=True)  # left by a run that was resumed from an earlier step
+            partial.rename(final)
+            _sync(folder)
+        return manifest
+
+    try:
+        _together(begin, group)
+        entries = _together(write, group)
+        manifest = _together(commit, group)[0]
+    except SaveError:
+        if dist.rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return Checkpoint(final, manifest)
+
+
+def _together(action: Callable[[], T], group: torch_dist.ProcessGroup | None) -> list[T]:
+    """Do something on every rank; return what each got, or raise the same SaveError on all if one failed."""
+    value, failure = None, None
+    try:
+        value = action()
+    except OSError as error:
+        where = f"rank {dist.rank()} on {socket.gethostname()}"
+        failure = f"{error.filename or 'writing'}: {error.strerror or error} ({where})"
+    outcomes = [(value, failure)]
+    if torch_dist.is_initialized():
+        outcomes *= torch_dist.get_world_size()
+        torch_dist.all_gather_object(outcomes, (value, failure), group=group)
+    if failures := [failure for _, failure in outcomes if failure]:
+        raise SaveError(failures[0])
+    return [value for value, _ in outcomes]
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -117,10 +156,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, manifest)
 
 
-def prune(folder: Path, keep: int, protected: Iterable[int]) -> None:
-    """Remove all but the newest `keep` checkpoints and those of the `protected` steps, and half-written leftovers."""
+def prune(folder: Path, keep: int, protected: Iterable[int], every: int | None = None) -> None:
+    """Remove all but the newest `keep` checkpoints and those of `protected` steps and of every so many, and leftovers.
+
+    Called after a checkpoint was written, which is whole and the newest.
+    """
     paths = sorted((p for p in folder.glob("step_*") if (p / MANIFEST).exists()), key=_step)
-    for path in [p for p in paths[:-keep] if _step(p) not in set(protected)]:
+    stays = set(protected) | {_step(p) for p in paths if every and _step(p) % every == 0}
+    for path in [p for p in paths[:-keep] if _step(p) not in stays]:
         shutil.rmtree(path, ignore_errors=True)
     for partial in folder.glob(".step_*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
@@ -180,12 +223,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _gather(value: Any) -> list[Any]:
-    """Return every rank's value, on all ranks."""
-    if not torch_dist.is_initialized():
-        return [value]
-    values = [None] * torch_dist.get_world_size()
-    torch_dist.all_gather_object(values, value)
-    return values

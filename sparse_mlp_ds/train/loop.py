@@ -21,6 +21,8 @@ from sparse_mlp_ds.train.guard import SkippedSteps
 from sparse_mlp_ds.train.pretrain import Pretraining
 from sparse_mlp_ds.train.probe import Probing
 from sparse_mlp_ds.train.run_folder import RunFolder
+from sparse_mlp_ds.train.saving import Saver
+from sparse_mlp_ds.train.stop import StoppedError, StopRequest
 
 Method = Pretraining | Finetuning | Probing
 METHODS: dict[type, type[Method]] = {
@@ -35,6 +37,7 @@ def run(job: Job) -> None:
     """Go through the recipe's stages, from wherever an earlier try stopped, and print what came out."""
     engines.init_deepspeed()
     folder = RunFolder(job)
+    saver, stop = Saver(folder.checkpoints, job.recipe.checkpoint), StopRequest(folder.path)
     if dist.rank() == 0:
         say(plan(job))
         if folder.start:
@@ -49,7 +52,7 @@ def run(job: Job) -> None:
             entry |= {"images": entry["metrics"].pop("images"), "seconds": time.perf_counter() - started}
             folder.progress.done.append({"name": name, "kind": stage.kind, **entry})
         else:
-            _train(job, name, stage, folder, sinks)
+            _train(job, name, stage, folder, sinks, saver, stop)
         folder.write_summary()
     for sink in sinks:
         sink.close()
@@ -57,8 +60,16 @@ def run(job: Job) -> None:
         final_table(folder.write_summary(), str(folder.path))
 
 
-def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder, sinks: list[Sink]) -> None:
-    """Train one stage to its end, saving on the way."""
+def _train(
+    job: Job,
+    name: str,
+    stage: TrainingStage,
+    folder: RunFolder,
+    sinks: list[Sink],
+    saver: Saver,
+    stop: StopRequest,
+) -> None:
+    """Train one stage to its end, saving on the way. Raises StoppedError on request."""
     # ---- what is trained, and where it starts
     total = job.steps(name)
     last = min(total, job.recipe.train.max_steps or total)
@@ -88,7 +99,7 @@ def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder, sinks: 
         join(job.train), job.recipe.spec.image_size, data.classes, method.views, job.recipe.train.seed, order,
         cache=sources.cache(data),
     )  # fmt: skip
-    batches = loader.load(dataset, slots, data.workers)
+    batches = loader.load(dataset, slots, data.workers)  # closed by its own end, or when the loop is left
     bad = BadCount(data.bad_limit, order.samples)
 
     # ---- its log
@@ -137,8 +148,13 @@ def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder, sinks: 
                 sink.write(record)
             if line:
                 line.show(step + 1, record)
-        if (step + 1) % job.recipe.checkpoint.every_steps == 0 and step + 1 < last:
-            _save(job, folder, engine, method)
+        saver.look()
+        if step + 1 < last and stop.agreed():
+            saver.finish(*_state(job, folder, engine, method))
+            stop.done()
+            raise StoppedError(f"stopped after step {step + 1} of stage {name}")
+        if step + 1 < last and (step + 1) % job.recipe.checkpoint.every_steps == 0:
+            saver.start(*_state(job, folder, engine, method))
 
     # ---- what came out
     metrics = progress.measured | method.measure_end()
@@ -146,7 +162,8 @@ def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder, sinks: 
     counts = {"steps": last, "images": last * batch.total, "seconds": progress.seconds, "last_step": progress.step}
     progress.done.append({"name": name, "kind": stage.kind, **counts, "metrics": metrics})
     progress.hands_over_average = method.hands_over_average
-    _save(job, folder, engine, method)
+    saver.finish(*_state(job, folder, engine, method))
+    folder.start = saver.newest
     if line:
         line.close()
         say(f"{name} finished: " + "  ".join(f"{key} {100 * value:.2f} %" for key, value in metrics.items()))
@@ -166,8 +183,8 @@ def _evaluate(job: Job, name: str, stage: Evaluate, folder: RunFolder) -> dict[s
     return metrics
 
 
-def _save(job: Job, folder: RunFolder, engine: Any, method: Method) -> None:
-    """Write a checkpoint of the engine and what stands beside it, and remove those that are no longer needed."""
+def _state(job: Job, folder: RunFolder, engine: Any, method: Method) -> tuple[int, Any, dict[str, Any], list[int]]:
+    """Return what `Saver` takes: the step, the stage's tensors, what is said of them, and the steps that stay."""
     progress = folder.progress
     about = {
         "progress": vars(progress),
@@ -180,8 +197,5 @@ def _save(job: Job, folder: RunFolder, engine: Any, method: Method) -> None:
         },
         "classes": job.val.classes,
     }
-    path = checkpoint.save(folder.checkpoints, progress.step, state.pieces(engine, method.averaged), about)
-    folder.start = dist.on_rank_zero(lambda: checkpoint.Checkpoint(path, checkpoint.read_manifest(path)))
-    if dist.rank() == 0:
-        ends = [entry["last_step"] for entry in progress.done if "last_step" in entry]
-        checkpoint.prune(folder.checkpoints, job.recipe.checkpoint.keep, ends)
+    ends = [entry["last_step"] for entry in progress.done if "last_step" in entry]
+    return progress.step, state.pieces(engine, method.averaged), about, ends

@@ -110,7 +110,7 @@ def gather(parameters: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def save(built, folder: Path, number: int) -> Path:
     """Write a checkpoint of the engine."""
     about = {"progress": {"stage_step": number}, "recipe": {}}
-    return checkpoint.save(folder, number, state.pieces(built, None), about)
+    return checkpoint.save(folder, number, state.pieces(built, None), about).path
 
 
 def restore(built, path: Path) -> None:

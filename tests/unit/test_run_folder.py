@@ -21,7 +21,8 @@ def job(tmp_path):
 
 def stopped(job, **changes):
     """Leave a checkpoint, without tensors, as of a run that stopped."""
-    progress = Progress(stage="pretrain", stage_step=5, step=5, data=job.data_fingerprint, **changes)
+    about = {"data": job.data_fingerprint, "negatives": job.negatives("pretrain")}
+    progress = Progress(stage="pretrain", stage_step=5, step=5, **about | changes)
     checkpoint.save(job.out / "checkpoints", 5, [], {"progress": vars(progress), "recipe": {}})
 
 
@@ -42,3 +43,9 @@ def test_other_tars_are_refused_in_the_middle_of_a_stage_alone(job, tmp_path, fi
     else:
         with pytest.raises(UserError, match=r"step_5: data\.train has other tars.*--resume never"):
             RunFolder(job())
+
+
+def test_a_stage_whose_queries_would_meet_others_is_refused(job):
+    stopped(job(), negatives=63)
+    with pytest.raises(UserError, match="had 63 negatives and would now have 127; go on with as many images"):
+        RunFolder(job())

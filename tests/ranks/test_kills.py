@@ -1,0 +1,113 @@
+"""A rank killed at any moment, inside saving too: the next start finds a whole checkpoint, and the end is the same."""
+
+import os
+import random
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparse_mlp_ds import dist
+from sparse_mlp_ds.recipe import Checkpoint as Section
+from sparse_mlp_ds.train import checkpoint, state, tensor_file
+from sparse_mlp_ds.train.saving import Saver
+from tests.ranks import harness, tiny
+
+STEPS = 60
+PHASES = ("mkdir", "half a block", "fsync", "half a manifest", "before the rename", "after the rename", "pruning")
+ZERO_ONLY = PHASES[:1] + PHASES[3:]  # what rank 0 does for all
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _arm(phase: str | float, turn: int) -> None:
+    """Let this rank die at the `turn`-th time it comes to a phase of saving, or after so many seconds."""
+    if not isinstance(phase, str):
+        threading.Timer(phase, _die).start()
+        return
+    owner, name = {
+        "mkdir": (Path, "mkdir"),
+        "half a block": (tensor_file, "_write_all"),
+        "fsync": (os, "fsync"),
+        "half a manifest": (Path, "write_text"),
+        "before the rename": (Path, "rename"),
+        "after the rename": (Path, "rename"),
+        "pruning": (shutil, "rmtree"),
+    }[phase]
+    real, count = getattr(owner, name), 0
+
+    def deadly(*args, **kwargs):
+        nonlocal count
+        if phase == "pruning" and not list(args[0].glob("*.safetensors")):
+            return real(*args, **kwargs)  # nothing there to remove
+        count += 1
+        if count < turn:
+            return real(*args, **kwargs)
+        match phase:
+            case "half a block":
+                args[0].write(args[1][: len(args[1]) // 2])
+            case "half a manifest":
+                real(args[0], args[1][: len(args[1]) // 2])
+            case "after the rename":
+                real(*args)
+            case "pruning":
+                next(args[0].glob("*.safetensors")).unlink()
+        return _die()
+
+    setattr(owner, name, deadly)
+
+
+def _train(folder: str, rank: int | None = None, phase: str | float = "", turn: int = 1) -> None:
+    """Go on from the newest checkpoint to the last step, saving after each; `rank` dies on the way."""
+    built = tiny.build_engine(2, 1)
+    found, _ = checkpoint.newest(Path(folder))
+    first = found.manifest["step"] if found else 0
+    if found:
+        tiny.restore(built, found.path)
+    dist.barrier()  # what one rank found, another must not find removed
+    saver = Saver(Path(folder), Section(keep=2))
+    if rank == dist.rank():
+        _arm(phase, turn)
+    for number in range(first, STEPS):
+        tiny.step(built, number)
+        saver.look()
+        about = {"progress": {"stage_step": number + 1}, "recipe": {}}
+        (saver.finish if number + 1 == STEPS else saver.start)(number + 1, state.pieces(built, None), about)
+
+
+def _kills() -> list[tuple[int, str | float, int]]:
+    draw = random.Random(0)
+    inside = [(0, phase, turn) for phase in PHASES for turn in (1, 2)]
+    inside += [(1, phase, turn) for phase in PHASES if phase not in ZERO_ONLY for turn in (1, 2)]
+    anywhere = [(draw.randrange(2), draw.uniform(0, 0.6), 0) for _ in range(40 - len(inside))]
+    kills = inside + anywhere
+    draw.shuffle(kills)
+    return kills
+
+
+@pytest.mark.timeout(600)
+def test_forty_kills_change_no_bit(tmp_path):
+    harness.run(2, _train, str(tmp_path / "whole"))
+    expected = tiny.tensors(tmp_path / f"whole/step_{STEPS}")
+    deaths, reached = 0, []
+    for rank, phase, turn in _kills():
+        try:
+            harness.run(2, _train, str(tmp_path / "killed"), rank, phase, turn)
+        except AssertionError as failure:
+            assert "died without a word" in str(failure) or "closed by peer" in str(failure), failure
+            deaths += 1
+        found, _ = checkpoint.newest(tmp_path / "killed")
+        reached.append(found.manifest["step"] if found else 0)
+        if reached[-1] == STEPS:  # every kill is to interrupt something
+            shutil.rmtree(tmp_path / f"killed/step_{STEPS}")
+            reached[-1] = 0
+    assert deaths == len(_kills()) == 40
+    harness.run(2, _train, str(tmp_path / "killed"))
+    found = tiny.tensors(tmp_path / f"killed/step_{STEPS}")
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []

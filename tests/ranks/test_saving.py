@@ -1,0 +1,131 @@
+"""Saving beside training: a disk that takes nothing costs a warning, never the run or an older checkpoint."""
+
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparse_mlp_ds import dist
+from sparse_mlp_ds.errors import RunError
+from sparse_mlp_ds.recipe import Checkpoint as Section
+from sparse_mlp_ds.train import checkpoint, state, tensor_file
+from sparse_mlp_ds.train.saving import Saver
+from tests.ranks import harness, tiny
+
+
+def _can_mount(folder: Path) -> bool:
+    folder.mkdir(exist_ok=True)
+    return subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", folder], stderr=-3).returncode == 0
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 20 MB."""
+    folder = tmp_path / "disk"
+    if not _can_mount(folder):
+        pytest.skip("needs root: mounts a tmpfs")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def _save(saver, built, step: int, must: bool = False) -> None:
+    tiny.step(built, step)
+    about = {"progress": {"stage_step": step}, "recipe": {}}
+    (saver.finish if must else saver.start)(step, state.pieces(built, None), about)
+    saver.look(wait=True)
+
+
+def _on_rank_zero(action) -> None:
+    if dist.rank() == 0:
+        action()
+    dist.barrier()
+
+
+def _fill(disk: Path) -> None:
+    with (disk / "filler").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(1 << 16))
+        except OSError:
+            return
+
+
+def _through_trouble(disk: str) -> list[tuple[int, float]]:
+    """Save before, in and after trouble; returns after each save the newest step that is found, and the loss then."""
+    disk, found = Path(disk), []
+    built, saver = tiny.build_engine(2, 1), Saver(disk / "checkpoints", Section(keep=1))
+    remount = lambda how: subprocess.run(["mount", "-o", f"remount,{how}", disk], check=True)  # noqa: E731
+    trouble = [
+        None,
+        lambda: _fill(disk),
+        (disk / "filler").unlink,
+        lambda: remount("ro"),
+        lambda: remount("rw"),
+    ]
+    for step, change in enumerate(trouble, start=1):
+        if change:
+            _on_rank_zero(change)
+        _save(saver, built, step)
+        newest, passed_over = checkpoint.newest(disk / "checkpoints")
+        found.append((newest.manifest["step"], saver.newest.manifest["step"], passed_over))
+        dist.barrier()
+    _on_rank_zero(lambda: _fill(disk))
+    try:
+        _save(saver, built, 6, must=True)
+    except RunError as error:
+        return found, str(error)
+    return found, None
+
+
+def test_a_full_and_a_read_only_disk_are_survived(disk, capfd):
+    results = harness.run(2, _through_trouble, str(disk))
+    for found, _ in results:
+        assert found == [(1, 1, []), (1, 1, []), (3, 3, []), (3, 3, []), (5, 5, [])]
+    assert "No space left on device (rank" in results[0][1] and "start again with the same command" in results[0][1]
+    assert results[1][1] == "", "one rank speaks for all"
+    assert list((disk / "checkpoints").glob(".step_*")) == [], "half-written leftovers"
+    printed = capfd.readouterr().out
+    assert "WARNING: no checkpoint of step 2" in printed and "WARNING: no checkpoint of step 4" in printed
+    assert "Read-only file system" in printed
+    assert printed.count("WARNING: no checkpoint") == 2 + 3, "rank 0 speaks for all"
+
+
+def _while_training(folder: str):
+    """Take steps while a disk that hangs takes a checkpoint; returns what its past was, and what became of it."""
+    real, go_on, writing, most = tensor_file.write, threading.Event(), [], []
+
+    def hanging(*args):
+        writing.append(1)
+        most.append(len(writing))
+        assert go_on.wait(60), "training waits for the disk"
+        result = real(*args)
+        writing.pop()
+        return result
+
+    tensor_file.write = hanging
+    built, saver = tiny.build_engine(2, 2), Saver(Path(folder), Section(keep=3))
+    tiny.step(built, 0)
+    about = {"progress": {"stage_step": 1}, "recipe": {}}
+    saver.start(1, state.pieces(built, None), about)
+    about["progress"]["stage_step"] = 99
+    before = tiny.gather({"param/" + name: value for name, value in built.module.named_parameters()})
+    for number in range(1, 4):
+        tiny.step(built, number)
+        assert not saver.look() and not (Path(folder) / "step_1").exists()
+    go_on.set()
+    saver.start(2, state.pieces(built, None), about)
+    saver.start(3, state.pieces(built, None), about)
+    saver.look(wait=True)
+    tensor_file.write = real
+    return max(most), before
+
+
+def test_training_goes_on_while_a_checkpoint_of_its_past_is_written(tmp_path):
+    (most, before), _ = harness.run(2, _while_training, str(tmp_path))
+    assert most == 1, "two were written at once"
+    found = tiny.tensors(tmp_path / "step_1")
+    assert [name for name, value in before.items() if not torch.equal(found[name], value)] == []
+    assert checkpoint.read_manifest(tmp_path / "step_1")["progress"] == {"stage_step": 1}
+    assert checkpoint.newest(tmp_path)[0].manifest["step"] == 3
