@@ -153,6 +153,9 @@ def _nested_sections(config: dict[str, Any]) -> list[str]:
     for name in precisions:
         if not isinstance(config[name].get("enabled", False), bool):
             problems.append(f"{name}.enabled: expected true or false, not {config[name]['enabled']!r}")
+    low = [name for name in precisions if config[name].get("enabled") is True]
+    if low and not (config.get("zero_optimization") or {}).get("stage"):
+        problems.append(f"{low[0]} needs zero_optimization.stage 1 or 2, which keep the float32 masters; set 1")
     if len(precisions) == 2 and all(config[name].get("enabled") for name in precisions):
         problems.append("bf16 and fp16 are both enabled; keep one")
     for section, schema in schemas.items():

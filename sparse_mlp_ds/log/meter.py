@@ -16,6 +16,8 @@ class Meter:
     def __init__(self, top_k: dict[str, int]):
         """top_k: choices per item, by mixing type (`moe_s`, `moe_c`)."""
         self.top_k = top_k
+        self.items: dict[str, list[int]] = {}
+        """Choices per expert of each MoE layer, between the last two readings."""
         self._reset()
 
     def add(self, loss: Tensor, reports: Reports, images: int) -> None:
@@ -51,6 +53,7 @@ class Meter:
         at = 5
         for name, mine in self._moe.items():
             layer = stats.read(sums[at : at + len(mine)].cpu(), self.top_k[name.rpartition(".")[2]])
+            self.items[name] = sums[at : at + len(mine) - 3].long().tolist()
             figures |= {f"moe/{name}/{key}": value for key, value in layer.items()}
             at += len(mine)
         self._reset()

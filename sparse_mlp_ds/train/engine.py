@@ -8,11 +8,14 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as torch_dist
+from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger as deepspeed_logger
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
+from sparse_mlp_ds import dist
 from sparse_mlp_ds.ds_config import Batch
+from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.models.layers import Mlp
 from sparse_mlp_ds.models.registry import MakeMoE
 from sparse_mlp_ds.models.spec import MoESpec
@@ -31,6 +34,18 @@ def init_deepspeed() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed_logger.setLevel(logging.WARNING)
     deepspeed.init_distributed(verbose=False)
+
+
+def check_precision(ds_config: dict[str, Any]) -> None:
+    """Raise UserError if the devices do not know fp16; only where training runs can that be said. Collective."""
+
+    def check() -> None:
+        wanted = ds_config.get("fp16", {}).get("enabled", False)
+        if wanted and not get_accelerator().is_fp16_supported():
+            name = get_accelerator().device_name()
+            raise UserError(f"--ds_config: fp16.enabled: this machine's {name} does not train in fp16; use bf16")
+
+    dist.on_rank_zero(check)
 
 
 def expert_parallel(moe: MoE, ep_sizes: dict[str, int], evaluate: Evaluate | None = None) -> MakeMoE:

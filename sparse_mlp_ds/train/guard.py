@@ -12,10 +12,10 @@ from sparse_mlp_ds.errors import RunError
 class SkippedSteps:
     """Watches an engine's skipped steps."""
 
-    def __init__(self, module: nn.Module, limit: int):
-        """limit: most steps in a row that may be skipped."""
-        self.module, self.limit = module, limit
-        self.count = 0
+    def __init__(self, module: nn.Module, limit: int, before: int = 0):
+        """limit: most steps in a row that may be skipped. before: skipped by earlier tries of the stage."""
+        self.module, self.limit, self.before = module, limit, before
+        self.count = before
         self._in_a_row = 0
         self._first: str | None = None
         self._hooks: list[Any] = []
@@ -25,7 +25,7 @@ class SkippedSteps:
 
         Raises RunError past the limit, naming where the backward pass first met a value that is not finite.
         """
-        was_skipped, self.count = skipped > self.count, skipped
+        was_skipped, self.count = self.before + skipped > self.count, self.before + skipped
         if not was_skipped:
             self._in_a_row = 0
             self._watch(False)

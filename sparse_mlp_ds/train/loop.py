@@ -36,6 +36,7 @@ METHODS: dict[type, type[Method]] = {
 def run(job: Job) -> None:
     """Go through the recipe's stages, from wherever an earlier try stopped, and print what came out."""
     engines.init_deepspeed()
+    engines.check_precision(job.ds_config)
     folder = RunFolder(job)
     saver, stop = Saver(folder.checkpoints, job.recipe.checkpoint), StopRequest(folder.path)
     if dist.rank() == 0:
@@ -85,9 +86,12 @@ def _train(
     ds_config = job.ds_config if method.clips else job.ds_config | {"gradient_clipping": 0.0}
     engine = engines.build(method.module, stage.optimizer, batch, ds_config, method.rate_scale)
     if resumes:
-        state.restore(engine, method.averaged, checkpoint.Reader(folder.start), progress.stage_step)
+        updates = progress.stage_step - progress.skipped
+        state.restore(engine, method.averaged, checkpoint.Reader(folder.start), updates)
+        state.restore_loss_scale(engine, progress.loss_scale)
     else:
-        progress.stage, progress.stage_step, progress.seconds = name, 0, 0.0
+        progress.stage, progress.stage_step, progress.seconds, progress.expert_items = name, 0, 0.0, {}
+        progress.skipped = 0
         progress.measured = method.measure_start()
 
     # ---- its data, from the very sample where it stopped
@@ -107,7 +111,7 @@ def _train(
     line = ProgressLine(name, progress.stage_step, last) if dist.rank() == 0 else None
 
     # ---- its steps
-    skipped = SkippedSteps(method.module, job.recipe.train.max_skipped)
+    skipped = SkippedSteps(method.module, job.recipe.train.max_skipped, progress.skipped)
     peak = stage.optimizer.base_lr * batch.total / 256
     warmup = round(stage.optimizer.warmup_epochs * order.steps_per_epoch)
     started = time.perf_counter() - progress.seconds
@@ -126,6 +130,7 @@ def _train(
             engine.step()
             meter.add(loss, reports, batch.micro)
         skipped.check(engine.skipped_steps)
+        progress.skipped = skipped.count
         method.after_step(engine, step + 1)
         progress.stage_step, progress.step = step + 1, progress.step + 1
         progress.seconds = time.perf_counter() - started
@@ -143,6 +148,7 @@ def _train(
                 | engine.gradient_norms.read()
                 | method.read()
             )
+            progress.count_items(meter.items)
             record |= {"eta_seconds": pace * (last - step - 1), "time": time.time()}
             for sink in sinks:
                 sink.write(record)
@@ -186,6 +192,7 @@ def _evaluate(job: Job, name: str, stage: Evaluate, folder: RunFolder) -> dict[s
 def _state(job: Job, folder: RunFolder, engine: Any, method: Method) -> tuple[int, Any, dict[str, Any], list[int]]:
     """Return what `Saver` takes: the step, the stage's tensors, what is said of them, and the steps that stay."""
     progress = folder.progress
+    progress.loss_scale = state.loss_scale(engine)
     about = {
         "progress": vars(progress),
         "recipe": job.recipe.model_dump(mode="json"),

@@ -39,6 +39,8 @@ class Progress:
     """Optimizer steps taken in it."""
     step: int = 0
     """Optimizer steps taken in the whole run."""
+    skipped: int = 0
+    """Of those, skipped because gradients were not finite: the optimizer does not count them."""
     seconds: float = 0.0
     """Time spent in the stage."""
     done: list[dict[str, Any]] = field(default_factory=list)
@@ -52,6 +54,17 @@ class Progress:
     """Other images that each query of a pretraining stage is contrasted with."""
     hands_over_average: bool = False
     """Whether the next stage takes the average of the last one's weights."""
+
+    loss_scale: dict[str, float] = field(default_factory=dict)
+    """Of fp16."""
+    expert_items: dict[str, list[int]] = field(default_factory=dict)
+    """Items that each expert was chosen for in the stage, as of the last record, by MoE layer."""
+
+    def count_items(self, items: dict[str, list[int]]) -> None:
+        """Add what each layer's experts were chosen for."""
+        for layer, counts in items.items():
+            before = self.expert_items.get(layer, [0] * len(counts))
+            self.expert_items[layer] = [a + b for a, b in zip(before, counts, strict=True)]
 
     def is_done(self, stage: str) -> bool:
         """Say whether a stage is finished."""

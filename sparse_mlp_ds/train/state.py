@@ -19,6 +19,9 @@ Read = Callable[[str, int, int], Tensor]
 """(tensor name, first element, number of elements) -> that part, flat."""
 
 
+_LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
 @dataclass(frozen=True)
 class Piece:
     """A run of elements of a named tensor."""
@@ -63,7 +66,7 @@ def pieces(engine: deepspeed.DeepSpeedEngine, extra: nn.Module | None) -> Iterat
 
 
 def restore(engine: deepspeed.DeepSpeedEngine, extra: nn.Module | None, read: Read, steps: int) -> None:
-    """Fill masters, parameters, optimizer state and `extra` from pieces. steps: optimizer steps taken so far."""
+    """Fill masters, parameters, optimizer state and `extra` from pieces. steps: updates made so far."""
     zero = _zero_optimizer(engine)
     base = zero.optimizer if zero else engine.optimizer
     _allocate_optimizer_state(base, steps)
@@ -79,6 +82,20 @@ def restore(engine: deepspeed.DeepSpeedEngine, extra: nn.Module | None, read: Re
         if extra is not None:
             for name, parameter in extra.named_parameters():
                 parameter.copy_(read(f"momentum/{name}", 0, parameter.numel()).view_as(parameter))
+
+
+def loss_scale(engine: deepspeed.DeepSpeedEngine) -> dict[str, float]:
+    """Return where fp16's dynamic loss scale stands; empty under other precisions."""
+    scaler = getattr(_zero_optimizer(engine), "loss_scaler", None)
+    return {name: getattr(scaler, name) for name in _LOSS_SCALE if hasattr(scaler, name)}
+
+
+def restore_loss_scale(engine: deepspeed.DeepSpeedEngine, scale: dict[str, float]) -> None:
+    """Set it; a run that comes from another precision begins with its own."""
+    scaler = getattr(_zero_optimizer(engine), "loss_scaler", None)
+    for name in _LOSS_SCALE:
+        if hasattr(scaler, name) and name in scale:
+            setattr(scaler, name, scale[name])
 
 
 def load_weights(module: nn.Module, names: dict[str, str], read: Read) -> None:

@@ -1,8 +1,10 @@
 """The main job under the real launcher: pretrain, fine-tune, evaluate; killed on the way, it ends the same."""
 
 import json
+import signal
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -68,6 +70,42 @@ def test_killed_in_both_stages_it_ends_with_the_same_bits(uninterrupted, tmp_pat
     assert steps == list(range(1, 25))
     before, after = (json.loads((r / "summary.json").read_text()) for r in (uninterrupted[0], run))
     assert [s["metrics"] for s in before["stages"]] == [s["metrics"] for s in after["stages"]]
+
+
+def _ranks(launch: Launch) -> dict[int, psutil.Process]:
+    """The processes that train, by rank; their loaders have the same environment and are their children."""
+    found = {}
+    for process in psutil.Process(launch.process.pid).children(recursive=True):
+        if "RANK" in process.environ() and "train.py" in " ".join(process.cmdline()):
+            found.setdefault(int(process.environ()["RANK"]), process)
+    return found
+
+
+def test_stopped_on_request_it_ends_with_the_same_bits(uninterrupted, tmp_path):
+    run = tmp_path / "runs/digits"
+    records = lambda: [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]  # noqa: E731
+    reached = lambda step: (run / "metrics.jsonl").exists() and step in records()  # noqa: E731
+    for step, ask in ((2, "SIGUSR1"), (7, "SIGTERM"), (14, "stop")):
+        with Launch(tmp_path, *SHORT) as launch:
+            launch.wait_until(lambda n=step: reached(n))
+            if ask == "stop":
+                (run / "stop").touch()
+            else:
+                rank = _ranks(launch)[1]  # one rank alone; its loaders hear it too, as from a launcher
+                for process in (*rank.children(), rank):
+                    process.send_signal(getattr(signal, ask))
+            assert launch.wait() == 85, launch.output()
+            assert "stopped after step" in launch.output() and "start again" in launch.output()
+            assert "Traceback" not in launch.output()
+        newest, passed_over = checkpoint.newest(run / "checkpoints")
+        assert newest.manifest["step"] == records()[-1] >= step and not passed_over
+        assert not (run / "stop").exists()
+    with Launch(tmp_path, *SHORT) as launch:
+        assert launch.wait() == 0, launch.output()
+    expected, found = _weights(uninterrupted[0]), _weights(run)
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert records() == list(range(1, 25))
 
 
 def test_four_ranks_need_no_other_argument(tmp_path):

@@ -1,9 +1,14 @@
-"""Under bf16 the router stays in float32: its weights, its arithmetic, and what it chooses."""
+"""Under bf16 the router stays in float32: its weights, its arithmetic, and what it chooses; fp16 scales its loss."""
+
+from pathlib import Path
 
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 
+from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.moe.router import Router
+from sparse_mlp_ds.train import checkpoint, engine, state
 from tests.ranks import harness, tiny
 
 BF16 = {"bf16": {"enabled": True}}
@@ -35,3 +40,47 @@ def test_the_router_is_float32_in_a_bf16_engine(zero):
             assert choices.logits.dtype == choices.weight.dtype == torch.float32
             assert torch.equal(choices.expert, reference.expert)
             torch.testing.assert_close(choices.weight, reference.weight, rtol=0, atol=0)
+
+
+FP16 = {"fp16": {"enabled": True, "initial_scale_power": 30, "loss_scale_window": 2, "hysteresis": 1}}
+
+
+def _fp16(zero: int, folder: str, start: str | None, first: int, last: int):
+    """Steps in half precision; DeepSpeed's CPU accelerator denies that torch's kernels have it."""
+    get_accelerator().is_fp16_supported = lambda: True
+    built = tiny.build_engine(2, zero, **FP16)
+    if start:
+        found = checkpoint.open_checkpoint(Path(start))
+        updates = found.progress["stage_step"] - found.progress["skipped"]
+        state.restore(built, None, checkpoint.Reader(found), updates)
+        state.restore_loss_scale(built, found.progress["loss_scale"])
+    scales, losses = [], []
+    for number in range(first, last):
+        losses.append(tiny.step(built, number)[0])
+        scales.append(built.optimizer.loss_scale)
+    progress = {"stage_step": last, "loss_scale": state.loss_scale(built), "skipped": built.skipped_steps}
+    about = {"progress": progress, "recipe": {}}
+    checkpoint.save(Path(folder), last, state.pieces(built, None), about)
+    return losses, scales, built.skipped_steps
+
+
+@pytest.mark.parametrize("zero", [1, 2])
+def test_fp16_finds_its_loss_scale_and_goes_on_with_it(zero, tmp_path):
+    (whole, scales, skipped), other = harness.run(2, _fp16, zero, str(tmp_path / "whole"), None, 0, 24)
+    assert (scales, skipped) == (other[1], other[2]), "ranks skip alike"
+    assert 2 < skipped < 20 and scales[0] > scales[-1], "the first scale was to overflow"
+    assert whole[-1] < whole[0]
+    first, before, _ = harness.run(2, _fp16, zero, str(tmp_path / "parts"), None, 0, 22)[0]
+    last, after, _ = harness.run(2, _fp16, zero, str(tmp_path / "parts"), str(tmp_path / "parts/step_22"), 22, 24)[0]
+    assert before + after == scales and first + last == whole
+    expected, found = tiny.tensors(tmp_path / "whole/step_24"), tiny.tensors(tmp_path / "parts/step_24")
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+def _unsupported():
+    with pytest.raises(UserError, match=r"fp16\.enabled: this machine's cpu does not train in fp16; use bf16"):
+        engine.check_precision(FP16)
+
+
+def test_fp16_where_there_is_none_is_refused():
+    harness.run(2, _unsupported)
