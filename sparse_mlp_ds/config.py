@@ -43,14 +43,14 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{path}: not valid YAML, fix it: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections; start from a copy of the recipe 'digits'")
-    overridden = [_apply(tree, override) for override in overrides]
+    overridden = [apply(tree, override) for override in overrides]
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise UserError("\n".join(_explain(e, tree, path, overridden) for e in error.errors())) from None
 
 
-def _apply(tree: dict[str, Any], override: str) -> str:
+def apply(tree: dict[str, Any], override: str) -> str:
     """Set one `dotted.key=value` in the tree, list items by number, and return the key."""
     key, equals, text = override.partition("=")
     if not equals or not key:

@@ -34,7 +34,7 @@ def kind(checkpoint: Checkpoint, online: bool = False) -> str:
         average = checkpoint.progress.get("hands_over_average") is True
     else:
         stages = checkpoint.manifest["recipe"].get("stages")
-        stage = stages.get(checkpoint.progress.get("stage")) if isinstance(stages, dict) else None
+        stage = stages.get(str(checkpoint.progress.get("stage"))) if isinstance(stages, dict) else None
         average = not (isinstance(stage, dict) and stage.get("kind") == "pretrain") and any(
             name.startswith(f"momentum/{BACKBONE}") for name in checkpoint.manifest["tensors"]
         )
