@@ -38,6 +38,9 @@ setup(
         "fsspec>=2024.6",
         "tensorboard>=2.17",
     ],
-    extras_require={"test": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff"]},
+    extras_require={
+        "hub": ["huggingface_hub>=0.26"],
+        "test": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff"],
+    },
     entry_points={"console_scripts": ["sparse-mlp-ds = sparse_mlp_ds.cli:main"]},
 )

@@ -42,3 +42,12 @@ def test_other_tars_are_refused_in_the_middle_of_a_stage_alone(job, tmp_path, fi
     else:
         with pytest.raises(UserError, match=r"step_5: data\.train has other tars.*--resume never"):
             RunFolder(job())
+
+
+@pytest.mark.parametrize("changes", [{"unheard": 1}, {"step": "five"}, {"done": [3]}, {"done": None}])
+def test_progress_that_is_none_is_refused_in_one_line(job, changes):
+    progress = vars(Progress(stage="pretrain", stage_step=5, step=5)) | changes
+    checkpoint.save(job().out / "checkpoints", 5, [], {"progress": progress, "recipe": {}})
+    with pytest.raises(UserError, match="step_5: damaged, or of another version") as caught:
+        RunFolder(job())
+    assert len(str(caught.value).splitlines()) == 1
