@@ -18,6 +18,8 @@ def main(arguments: list[str] | None = None) -> None:
         args.run(args)
     except UserError as error:
         sys.exit(_explain(error))
+    except OSError as error:
+        sys.exit(_explain(UserError(f"{error.filename or 'sparse-mlp-ds'}: {error.strerror or error}")))
 
 
 def _explain(error: UserError) -> int:

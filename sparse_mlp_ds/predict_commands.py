@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -41,26 +42,24 @@ def _predict(args: argparse.Namespace) -> None:
     import torch
 
     from sparse_mlp_ds.data.defects import BadSampleError
-    from sparse_mlp_ds.dist import device
-    from sparse_mlp_ds.hub import SparseVisionModel
 
     if args.top < 1:
         raise UserError("predict: --top is at least 1")
-    model = SparseVisionModel.from_pretrained(args.model).to(device())
-    _check_head(model, args.model)
+    model = _classifier(args.model)
     answers, unread = [], []
     for start in range(0, len(args.images), 32):
-        ready = {}
+        ready, tensors = [], []
         for path in args.images[start : start + 32]:
             try:
-                ready[path] = model.preprocess([path])
+                tensors.append(model.preprocess([path]))
+                ready.append(path)
             except BadSampleError as error:
                 unread.append(f"{path}: {error}")
             except OSError as error:
                 unread.append(f"{path}: cannot be read ({error.strerror}); give an image file")
         if ready:
             with torch.no_grad():
-                shares = model(torch.cat(list(ready.values()))).float().softmax(dim=1)
+                shares = model(torch.cat(tensors)).float().softmax(dim=1)
             likeliest = shares.topk(min(args.top, len(model.classes)), dim=1)
             for path, values, numbers in zip(ready, likeliest.values.tolist(), likeliest.indices.tolist(), strict=True):
                 named = [
@@ -100,8 +99,6 @@ def _print(answers: list[dict[str, Any]]) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from sparse_mlp_ds.data.index import join
     from sparse_mlp_ds.data.sources import open_sources
-    from sparse_mlp_ds.dist import device
-    from sparse_mlp_ds.hub import SparseVisionModel
     from sparse_mlp_ds.recipe import Data
     from sparse_mlp_ds.train.evaluate import outcomes
 
@@ -109,10 +106,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise UserError("evaluate: --batch-size is at least 1, --workers at least 0")
     if args.capacity_factor is not None and not 0 < args.capacity_factor < float("inf"):
         raise UserError("evaluate: --capacity-factor is a positive number; leave it out to drop nothing")
-    model = SparseVisionModel.from_pretrained(
-        args.model, capacity_factor=args.capacity_factor, priority=args.priority
-    ).to(device())
-    _check_head(model, args.model)
+    model = _classifier(args.model, capacity_factor=args.capacity_factor, priority=args.priority)
     pixels = model.config.data.model_dump()
     data = Data(train=args.shards, val=args.shards, classes=len(model.classes), workers=args.workers, **pixels)
     index = join(open_sources(data, data.val))
@@ -137,6 +131,16 @@ def _evaluate(args: argparse.Namespace) -> None:
     print(f"{metrics['images']} images: top-1 {top1:.2f} %, top-5 {top5:.2f} %, calibration error {ece:.2f} %")
 
 
-def _check_head(model: Any, name: str) -> None:
+def _classifier(name: str, **routing: Any) -> Any:
+    """Read a model, say what was passed over on the way, and put it on the device. Raises UserError without a head."""
+    from sparse_mlp_ds.dist import device
+    from sparse_mlp_ds.hub import SparseVisionModel
+
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always", RuntimeWarning)
+        model = SparseVisionModel.from_pretrained(name, **routing)
+    for remark in remarks:
+        print(f"WARNING: {remark.message}", file=sys.stderr)
     if not model.classes:
         raise UserError(f"{name}: a model without a head, from before fine-tuning; fine-tune it first")
+    return model.to(device())

@@ -1,5 +1,6 @@
 """A trained model as a module: read, run, written, given away."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,13 +49,16 @@ class SparseVisionModel(nn.Module):
     ) -> "SparseVisionModel":
         """Read an export's, a run's or a checkpoint's folder, or an export from the Hugging Face Hub.
 
-        revision, token: of the Hub. The others: see the constructor. Raises UserError.
+        revision, token: of the Hub. The others: see the constructor. Raises UserError; warns of a run's checkpoints
+        that it passed over.
         """
         path = Path(path_or_repo)
         if path.exists() or not is_repo(str(path_or_repo)):
             opened = open_model(path)
         else:
             opened = read_files(*fetch(str(path_or_repo), revision, token))
+        for remark in opened.remarks:
+            warnings.warn(f"passed over {remark}", RuntimeWarning, stacklevel=2)
         return cls.of(opened.config, opened.weights, capacity_factor, priority)
 
     @classmethod

@@ -9,6 +9,7 @@ from sparse_mlp_ds.hub import SparseVisionModel
 from sparse_mlp_ds.hub.folder import write
 from sparse_mlp_ds.hub.opening import open_model
 from sparse_mlp_ds.train import checkpoint, state
+from sparse_mlp_ds.weights.load import load_into
 from tests.ranks import harness, tiny
 
 MODEL = {"sparse_mlp": "sparse_mlp_digits", "vmoe": "vmoe_s32_last2", "widenet": "widenet_b16"}
@@ -62,3 +63,18 @@ def test_an_exported_model_is_the_trained_one(tmp_path, world, ep_size, zero, fa
         logits, held = harness.run(1, _run_exported, str(folder))[0]
         assert torch.equal(logits, expected)
         assert held and set(held) == {4}
+
+
+def _start_from(path: str, ep_size: int) -> dict[str, torch.Tensor]:
+    """Start a fresh model from a checkpoint's folder, as `init_from` does."""
+    model = tiny.model(ep_size)
+    assert load_into(model, tiny.spec(), path).exact
+    return tiny.gather(dict(model.named_parameters()))
+
+
+def test_a_checkpoint_starts_models_whose_experts_are_spread_otherwise(tmp_path):
+    harness.run(2, _train, 2, 2, "sparse_mlp", str(tmp_path))
+    expected = open_model(tmp_path / "step_2").weights
+    for found in harness.run(4, _start_from, str(tmp_path / "step_2"), 4):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], value) for name, value in expected.items())

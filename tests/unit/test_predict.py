@@ -144,8 +144,9 @@ def test_predict_names_the_likeliest_and_what_it_could_not_read(tmp_path, capsys
 
 def test_predict_prints_a_table(tmp_path, capsys, model):
     (tmp_path / "a.png").write_bytes(encoded(0))
+    code, said, errors = call(capsys, "predict", model, tmp_path / "a.png", tmp_path / "a.png", "--top=1")
+    assert (code, errors) == (0, []) and said.count("%") == 2, "each is answered, the same one too"
     code, said, errors = call(capsys, "predict", model, tmp_path / "a.png")
-    assert (code, errors) == (0, [])
     assert all(name in said for name in CLASSES) and said.count("%") == 5
 
 
@@ -155,3 +156,15 @@ def test_a_file_of_weights_is_no_model(tmp_path, capsys):
     assert code == 2 and "sparse-mlp-ds import" in line
     code, _, (line,) = call(capsys, "predict", tmp_path, "a.png")
     assert code == 2 and "no export, run or checkpoint" in line
+    code, _, (line,) = call(capsys, "predict", tmp_path / ("x" * 300), "a.png")
+    assert code == 2 and "File name too long" in line
+
+
+def test_what_was_passed_over_is_said(tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(encoded(0))
+    for step in (2, 4):
+        save(tmp_path / "run/checkpoints", step)
+    (tmp_path / "run/checkpoints/step_4/rank_00000.safetensors").write_bytes(b"")
+    code, said, (line,) = call(capsys, "predict", tmp_path / "run", tmp_path / "a.png", "--json")
+    assert code == 0 and len(json.loads(said)) == 1
+    assert line.startswith("WARNING: passed over ") and "step_4" in line
