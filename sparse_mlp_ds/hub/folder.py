@@ -21,10 +21,11 @@ def check(out: Path) -> None:
     """Raise UserError if an export cannot be written to `out`: something else is there, which would be lost."""
     if not out.exists():
         return
-    there = {path.name for path in out.iterdir()} if out.is_dir() else None
-    if there is None or not there <= FILES:
-        other = sorted(there - FILES)[0] if there else "a file"
-        raise UserError(f"{out}: exists and is no export (it holds {other!r}); give another folder")
+    if not out.is_dir():
+        raise UserError(f"{out}: a file; give a folder")
+    there = {path.name for path in out.iterdir()}
+    if other := sorted(there - FILES):
+        raise UserError(f"{out}: exists and is no export, it holds {other[0]!r}; give another folder")
     if there:
         try:
             read(out / CONFIG)
@@ -46,6 +47,7 @@ def write(out: Path, config: ModelConfig, weights: dict[str, Tensor]) -> Path:
         save_file(_stored(weights, config.dtype), partial / WEIGHTS, metadata={"format": "pt"})
         (partial / CONFIG).write_text(config.text())
         (partial / NAME).write_text(text(config))
+        (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)  # safetensors lets its owner alone read it
         for name in FILES:
             _sync(partial / name)
         if final.exists():

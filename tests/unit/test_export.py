@@ -33,6 +33,7 @@ def test_a_checkpoint_becomes_a_folder_that_answers_alike(tmp_path, capsys):
     assert (code, errors) == (0, [])
     assert "the online weights of stage finetune at step 4" in said
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1, "whoever may read one file may read all"
     with safe_open(out / "model.safetensors", framework="pt") as file:
         assert set(file.keys()) == {name for name, _ in model.named_parameters()}
     read = SparseVisionModel.from_pretrained(out)
