@@ -39,6 +39,9 @@ setup(
         "tensorboard>=2.17",
         "matplotlib>=3.9",
     ],
-    extras_require={"test": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff"]},
+    extras_require={
+        "hub": ["huggingface_hub>=0.26"],
+        "test": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff"],
+    },
     entry_points={"console_scripts": ["sparse-mlp-ds = sparse_mlp_ds.cli:main"]},
 )

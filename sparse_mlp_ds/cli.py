@@ -1,16 +1,19 @@
-"""`sparse-mlp-ds`: what is done around training. Exit codes: 0 done, 1 a run failed, 2 bad usage or input."""
+"""`sparse-mlp-ds`: what is done around training.
+
+Exit codes: 0 done, 1 a run of a sweep failed or `checkpoint diff` found other weights, 2 bad usage or input.
+"""
 
 import argparse
 import json
 import sys
 
-from sparse_mlp_ds import shards_commands, sweep_commands
+from sparse_mlp_ds import checkpoint_commands, export_commands, predict_commands, shards_commands, sweep_commands
 from sparse_mlp_ds.errors import RunError, UserError
 
 
-def main() -> None:
-    """Entry point of the console script."""
-    args = _parser().parse_args()
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the console script. arguments: instead of those that the process was given."""
+    args = _parser().parse_args(arguments)
     try:
         args.run(args)
     except UserError as error:
@@ -18,6 +21,8 @@ def main() -> None:
     except RunError as error:
         _explain(error)
         sys.exit(1)
+    except OSError as error:
+        sys.exit(_explain(UserError(f"{error.filename or 'sparse-mlp-ds'}: {error.strerror or error}")))
 
 
 def _explain(error: Exception) -> int:
@@ -26,7 +31,9 @@ def _explain(error: Exception) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sparse-mlp-ds", description="Shards, models and sweeps of sparse_mlp_ds.")
+    parser = argparse.ArgumentParser(
+        prog="sparse-mlp-ds", description="Shards, models, checkpoints and sweeps of sparse_mlp_ds."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     models = commands.add_parser("models", help="list the registered models")
@@ -35,6 +42,9 @@ def _parser() -> argparse.ArgumentParser:
 
     shards_commands.add_to(commands)
     sweep_commands.add_to(commands)
+    checkpoint_commands.add_to(commands)
+    export_commands.add_to(commands)
+    predict_commands.add_to(commands)
     return parser
 
 
@@ -62,3 +72,7 @@ def _models(args: argparse.Namespace) -> None:
         short["macs"] = f"{row['macs'] / 1e9:.2f}G"
         table.add_row(*(str(value) for value in (row | short).values()))
     Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

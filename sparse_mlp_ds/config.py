@@ -43,7 +43,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = recipe_path(name_or_path)
     tree = _read(path)
-    overridden = [_apply(tree, override) for override in overrides]
+    overridden = [apply(tree, override) for override in overrides]
     if isinstance(tree.get("stages"), dict):  # a stage of the base that is not wanted is set to null
         tree["stages"] = {name: stage for name, stage in tree["stages"].items() if stage is not None}
     try:
@@ -80,7 +80,7 @@ def _merged(base: Any, over: Any) -> Any:
     return base | {key: _merged(base.get(key), value) for key, value in over.items()}
 
 
-def _apply(tree: dict[str, Any], override: str) -> str:
+def apply(tree: dict[str, Any], override: str) -> str:
     """Set one `dotted.key=value` in the tree, list items by number, and return the key."""
     key, equals, text = override.partition("=")
     if not equals or not key:

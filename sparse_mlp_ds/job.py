@@ -14,6 +14,7 @@ from sparse_mlp_ds.ds_config import Batch
 from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.recipe import Pretrain, Recipe, TrainingStage
+from sparse_mlp_ds.weights import places
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,11 @@ def resolve(
     samples = sum(len(index) for index in train)
     for name, batch in batches.items():
         start = recipe.stages[name].init_from
-        if start and not start.path.is_file():
-            raise UserError(
-                f"{source}: stages.{name}.init_from.path {start.path}: no such file; give a .safetensors or .npz"
-            )
+        if start:
+            try:
+                places.kind(start.path)
+            except UserError as error:
+                raise UserError(f"{source}: stages.{name}.init_from.path {error}") from None
         if batch.total > samples:
             raise UserError(
                 f"{source}: stages.{name}.batch_size {batch.total} exceeds the {samples} images of data.train; lower it"

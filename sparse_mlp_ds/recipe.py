@@ -21,6 +21,7 @@ from sparse_mlp_ds.data.sections import Data, Mix, View
 from sparse_mlp_ds.errors import did_you_mean
 from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.models.spec import PatchSpec
+from sparse_mlp_ds.moe.layer import Routing
 from sparse_mlp_ds.section import Probability, Section
 
 
@@ -55,6 +56,24 @@ class MoE(Section):
             raise ValueError(f"expected a positive integer or auto, not {value!r}")
         return value
 
+    def routing(self, kind: str, evaluation_capacity: float | None = None, priority: str = "importance") -> Routing:
+        """Return how the layers of a mixing type (`moe_s`, `moe_c`) route.
+
+        evaluation_capacity: what deterministic passes keep of an expert's even share, with that priority; None drops
+        nothing and leaves the recipe's priority.
+        """
+        return Routing(
+            capacity_factor=self.capacity_factor_s if kind == "moe_s" else self.capacity_factor_c,
+            priority=priority if evaluation_capacity else self.priority,
+            evaluation_capacity=evaluation_capacity,
+            group_images=self.group_images,
+            noise=self.noise,
+            renormalize=self.renormalize,
+            balance=self.balance,
+            balance_weight=self.balance_weight,
+            z_weight=self.z_weight,
+        )
+
 
 class Optimizer(Section):
     """The update rule and its schedule: linear warm-up, then half a cosine to zero."""
@@ -72,12 +91,12 @@ class Optimizer(Section):
 
 
 class InitFrom(Section):
-    """A file of weights that a first stage starts from: timm's or Google's Mixers, or this package's own."""
+    """Weights that a first stage starts from: timm's or Google's Mixers, or this package's own."""
 
     path: Path
-    """.safetensors or .npz."""
+    """A .safetensors or .npz file; or an export's, a run's or a checkpoint's folder."""
     upcycle: bool = False
-    """The file is a dense Mixer and the model sparse: dense MLPs become experts where shapes allow it."""
+    """The weights are those of a dense Mixer and the model sparse: dense MLPs become experts where shapes allow it."""
     noise: NonNegativeFloat = 0.0
     """Relative size of what upcycling adds to each expert's weights, so that they differ."""
     resize: Literal["bilinear", "bicubic", "block"] = "bilinear"

@@ -12,7 +12,7 @@ from torch import Tensor
 from sparse_mlp_ds import rng
 from sparse_mlp_ds.data.loader import Batch
 from sparse_mlp_ds.data.rand_augment import rand_augment
-from sparse_mlp_ds.data.sections import Blur, Data, Jitter, View
+from sparse_mlp_ds.data.sections import Blur, Jitter, Pixels, View
 
 _ERASED_AREA = (0.02, 1 / 3)  # shares of the image, and the range of height over width: torchvision's and timm's
 _ERASED_RATIO = (0.3, 3.3)
@@ -45,7 +45,7 @@ def augment(images: Tensor, view: View, keys: Tensor) -> Tensor:
     return images
 
 
-def normalize(images: Tensor, data: Data) -> Tensor:
+def normalize(images: Tensor, data: Pixels) -> Tensor:
     """Subtract the mean and divide by the standard deviation of each channel."""
     mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (data.mean, data.std))
     return (images - mean) / std

@@ -37,15 +37,16 @@ Box = tuple[float, float, float, float]
 class Picture:
     """An encoded image of which only the header has been read."""
 
-    def __init__(self, content: bytes):
-        """Raises BadSampleError."""
+    def __init__(self, content: bytes | Image.Image):
+        """content: the encoded image, or one of Pillow's that is decoded already. Raises BadSampleError."""
         try:
-            self._image = Image.open(io.BytesIO(content), formats=FORMATS)
+            opened = isinstance(content, Image.Image)
+            self._image = content if opened else Image.open(io.BytesIO(content), formats=FORMATS)
             self._orientation = _orientation(self._image)
         except Exception as error:  # decoders raise anything on hostile bytes
             raise BadSampleError(UNDECODABLE, f"cannot be decoded ({_brief(error)})") from None
-        self.format: str = self._image.format
-        """Pillow's name of the format that it is in."""
+        self.format: str | None = self._image.format
+        """Pillow's name of the format that it is in; None of an image that never was a file."""
         width, height = self._image.size
         if width * height > MAX_PIXELS:
             raise BadSampleError(TOO_LARGE, f"has {width} x {height} pixels, more than {MAX_PIXELS:,}")

@@ -53,7 +53,18 @@ Sources = Annotated[
 ]
 
 
-class Data(Section):
+class Pixels(Section):
+    """What a network sees of an image outside training."""
+
+    crop_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of an image's shorter side that evaluation keeps, centred; 0.875 is usual for ImageNet."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Channel means subtracted from images in [0, 1]; the default is ImageNet's."""
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    """Channel standard deviations."""
+
+
+class Data(Pixels):
     """Where the images are, and how they are read."""
 
     train: Sources
@@ -77,12 +88,6 @@ class Data(Section):
     """Needed by remote sources."""
     allow_commands: bool = False
     """Whether `pipe:` sources may run."""
-    crop_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of an image's shorter side that evaluation keeps, centred; 0.875 is usual for ImageNet."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Channel means subtracted from images in [0, 1]; the default is ImageNet's."""
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
-    """Channel standard deviations."""
 
 
 class Jitter(Section):

@@ -13,7 +13,7 @@ from sparse_mlp_ds.models.presets import PRESETS
 from sparse_mlp_ds.models.sparse_mlp import MakeMoE, SparseBlock, mixing
 from sparse_mlp_ds.models.spec import GmlpSpec, MixerSpec, MoESpec, PatchSpec, TransformerSpec, VitSpec, WideNetSpec
 from sparse_mlp_ds.models.vit import TransformerBlock, VisionTransformer
-from sparse_mlp_ds.moe.layer import MoELayer
+from sparse_mlp_ds.moe.layer import MoELayer, Routing
 from sparse_mlp_ds.moe.router import Router
 from sparse_mlp_ds.rng import stream_id
 
@@ -25,10 +25,10 @@ def preset(name: str) -> PatchSpec:
     return PRESETS[name]
 
 
-def local_moe(kind: str, dim: int, spec: MoESpec, dropout: float) -> MoELayer:
+def local_moe(kind: str, dim: int, spec: MoESpec, dropout: float, routing: Routing = Routing()) -> MoELayer:
     """Build an MoE layer that holds all of its experts: the default of `build`."""
     make_expert = lambda: Mlp(dim, spec.hidden, dropout)  # noqa: E731
-    return MoELayer(dim, spec.experts, spec.top_k, make_expert, keyed_experts=dropout > 0)
+    return MoELayer(dim, spec.experts, spec.top_k, make_expert, routing, keyed_experts=dropout > 0)
 
 
 def build(spec: PatchSpec, classes: int = 0, make_moe: MakeMoE = local_moe) -> Backbone:

@@ -1,6 +1,6 @@
 """What a model is, as data: the fields that a recipe's `model:` section may override."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -193,3 +193,7 @@ class WideNetSpec(TransformerSpec):
     def experts(self) -> dict[str, MoESpec]:
         """The shared experts."""
         return {"moe_c": self.moe_c} if self.moe_c.experts else {}
+
+
+AnySpec = Annotated[MixerSpec | GmlpSpec | VitSpec | WideNetSpec, Field(discriminator="family")]
+"""For reading a spec back from data: its family says which it is."""

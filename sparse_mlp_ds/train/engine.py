@@ -20,7 +20,6 @@ from sparse_mlp_ds.models.layers import Mlp
 from sparse_mlp_ds.models.registry import MakeMoE
 from sparse_mlp_ds.models.spec import MoESpec
 from sparse_mlp_ds.moe.expert_parallel import ExpertParallelMoE
-from sparse_mlp_ds.moe.layer import Routing
 from sparse_mlp_ds.recipe import Evaluate, MoE, Optimizer
 from sparse_mlp_ds.train.gradient_norms import GradientNorms
 from sparse_mlp_ds.train.groups import RateScale, parameter_groups
@@ -55,17 +54,7 @@ def expert_parallel(moe: MoE, ep_sizes: dict[str, int], evaluate: Evaluate | Non
     """
 
     def make(kind: str, dim: int, spec: MoESpec, dropout: float) -> ExpertParallelMoE:
-        routing = Routing(
-            capacity_factor=moe.capacity_factor_s if kind == "moe_s" else moe.capacity_factor_c,
-            priority=evaluate.priority if evaluate and evaluate.capacity_factor else moe.priority,
-            evaluation_capacity=evaluate.capacity_factor if evaluate else None,
-            group_images=moe.group_images,
-            noise=moe.noise,
-            renormalize=moe.renormalize,
-            balance=moe.balance,
-            balance_weight=moe.balance_weight,
-            z_weight=moe.z_weight,
-        )
+        routing = moe.routing(kind, evaluate.capacity_factor, evaluate.priority) if evaluate else moe.routing(kind)
         shape = (dim, spec.experts, spec.top_k, lambda: Mlp(dim, spec.hidden, dropout))
         return ExpertParallelMoE(*shape, routing, dropout > 0, ep_size=ep_sizes[kind])
 

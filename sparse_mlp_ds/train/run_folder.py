@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from sparse_mlp_ds import dist
+from sparse_mlp_ds.checkpoints.manifest import is_count
 from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.job import Job
 from sparse_mlp_ds.log.console import say
@@ -66,6 +67,25 @@ class Progress:
             before = self.expert_items.get(layer, [0] * len(counts))
             self.expert_items[layer] = [a + b for a, b in zip(before, counts, strict=True)]
 
+    @classmethod
+    def of(cls, found: Checkpoint) -> "Progress":
+        """Return where the run of a checkpoint stood. Raises UserError if that cannot be read here."""
+        try:
+            progress = cls(**found.progress)
+        except TypeError:
+            progress = None
+        if progress is None or not (
+            is_count(progress.step) and is_count(progress.stage_step) and progress.has_entries()
+        ):
+            raise UserError(
+                f"{found.path}: damaged, or of another version: its progress cannot be read; use another checkpoint"
+            )
+        return progress
+
+    def has_entries(self) -> bool:
+        """Say whether `done` is a list of stages with names."""
+        return isinstance(self.done, list) and all(isinstance(one, dict) and "name" in one for one in self.done)
+
     def is_done(self, stage: str) -> bool:
         """Say whether a stage is finished."""
         return any(entry["name"] == stage for entry in self.done)
@@ -98,7 +118,7 @@ class RunFolder:
         """Find where to continue and write the resolved configuration. Collective."""
         self.job, self.path, self.checkpoints = job, job.out, job.out / "checkpoints"
         self.start = dist.on_rank_zero(self._prepare)
-        self.progress = Progress(**self.start.progress) if self.start else Progress()
+        self.progress = Progress.of(self.start) if self.start else Progress()
 
     def _prepare(self) -> Checkpoint | None:
         job = self.job
@@ -106,7 +126,7 @@ class RunFolder:
             self._set_aside()
         found = self._find_checkpoint()
         if found:
-            progress = Progress(**found.progress)
+            progress = Progress.of(found)
             if progress.data not in ("", job.data_fingerprint) and not progress.is_done(progress.stage):
                 raise UserError(
                     f"{found.path}: data.train has other tars than when it was written, so its order cannot go on; "

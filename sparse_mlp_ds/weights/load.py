@@ -1,4 +1,4 @@
-"""Fill a model from a file of weights: all of the backbone, or an error and nothing changed."""
+"""Fill a model from weights that lie somewhere: all of the backbone, or an error and nothing changed."""
 
 import math
 from difflib import get_close_matches
@@ -11,7 +11,7 @@ from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.models.backbone import Backbone
 from sparse_mlp_ds.models.spec import MixerSpec, PatchSpec
-from sparse_mlp_ds.weights import formats, resize
+from sparse_mlp_ds.weights import formats, places, resize
 from sparse_mlp_ds.weights import upcycle as upcycling
 from sparse_mlp_ds.weights.coverage import Coverage
 
@@ -40,7 +40,7 @@ def load_into(
     seed: int = 0,
     head: bool = True,
 ) -> Coverage:
-    """Fill `model`, built from `spec` and initialised, from a .safetensors or .npz file; the same on every rank.
+    """Fill `model`, built from `spec` and initialised, from what `places` reads; the same on every rank.
 
     mode: how token-mixing weights come to another patch grid, see `resize`. upcycle: the file is a dense Mixer and the
     model sparse, see `upcycle`; noise: relative size of what is added to each expert's weights, keyed by `seed`.
@@ -50,7 +50,7 @@ def load_into(
     """
     if not (noise >= 0 and math.isfinite(noise)):
         raise ValueError(f"noise {noise} is not a relative size")
-    found = formats.to_own_names(formats.read(path), path)
+    found = formats.to_own_names(places.read(Path(path)), path)
     tensors, resized = found.tensors, ()
     if isinstance(spec, MixerSpec):
         tensors, resized = resize.to_patches(tensors, spec, path, mode)

@@ -14,13 +14,15 @@ FILES = {
 }
 FORBIDDEN = {
     # folder -> what none of its files may import
-    "moe": ("models", "weights", "ssl", "train", "data", "log", "job", "cli"),
-    "weights": ("ssl", "train", "data", "log", "job", "cli"),
-    "models": ("weights", "ssl", "train", "data", "log", "job", "cli"),
-    "ssl": ("train", "data", "log", "job", "cli"),
-    "data": ("models", "moe", "ssl", "train", "log", "job", "cli"),
-    "log": ("ssl", "train", "data", "job", "cli"),
-    "train": ("cli",),
+    "checkpoints": ("moe", "models", "weights", "ssl", "train", "data", "log", "hub", "recipe", "job", "cli"),
+    "moe": ("models", "checkpoints", "weights", "ssl", "train", "data", "log", "hub", "job", "cli"),
+    "weights": ("ssl", "train", "data", "log", "hub", "job", "cli"),
+    "models": ("checkpoints", "weights", "ssl", "train", "data", "log", "hub", "job", "cli"),
+    "ssl": ("train", "data", "log", "hub", "job", "cli"),
+    "data": ("models", "moe", "checkpoints", "weights", "ssl", "train", "log", "hub", "job", "cli"),
+    "log": ("ssl", "train", "data", "hub", "job", "cli"),
+    "hub": ("ssl", "train", "log", "job", "cli"),
+    "train": ("hub", "cli"),
 }
 FOUNDATIONS = ("errors", "rng", "host")
 SPEAKS_TO_DEEPSPEED = {

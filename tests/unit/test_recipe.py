@@ -43,7 +43,9 @@ BAD_VALUES = {
     f"{VIEW}.flip=1.25": (f"{VIEW}.flip", "less than or equal to 1, not 1.25"),
     f"{VIEW}.blur.sigmas=1": (f"{VIEW}.blur.sigmas", f"unknown key in {VIEW}.blur; did you mean 'sigma'?"),
     f"{VIEW}.crop=[0.1, 1]": (f"{VIEW}.crop", "did you mean 'crop_scale'?"),
-    "stages.finetune.init=scrach": ("stages.finetune.init", "'previous' or 'scratch', not 'scrach'"),
+    "stages.finetune.layer_decay=0": ("stages.finetune.layer_decay", "greater than 0, not 0"),
+    f"{STAGE}.contrast=all": (f"{STAGE}.contrast", "'batch' or 'micro_batch', not 'all'"),
+    f"{STAGE}.temperature=0": (f"{STAGE}.temperature", "greater than 0, not 0"),
     "stages.evaluate.epochs=3": (
         "stages.evaluate.epochs",
         "unknown key in stages.evaluate; valid: batch_size, capacity_factor, kind, priority",
@@ -183,3 +185,40 @@ def test_a_shipped_recipe_loads_by_name_and_by_path(name):
 def test_the_kinds_of_stages_are_told_apart():
     stages = load_recipe(DEFAULT_RECIPE).stages
     assert [type(stage) for stage in stages.values()] == [Pretrain, Finetune, Evaluate]
+
+
+def _write(folder, file, **tree):
+    path = folder / f"{file}.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def test_a_recipe_may_be_laid_over_another(tmp_path):
+    lower = _write(tmp_path, "lower", base="digits", name="lower", train={"seed": 5})
+    stages = {"evaluate": None, "pretrain": {"momentum": 0.5, "optimizer": {"weight_decay": 0.25}}}
+    upper = _write(tmp_path, "upper", base=lower.name, model={"drop_path": 0.1}, stages=stages)
+    recipe, digits = load_recipe(str(upper), ["stages.pretrain.dim=8"]), load_recipe("digits")
+    assert (recipe.name, recipe.train.seed, recipe.model) == ("lower", 5, digits.model | {"drop_path": 0.1})
+    assert list(recipe.stages) == ["pretrain", "finetune"]
+    changed = {
+        "momentum": 0.5,
+        "dim": 8,
+        "optimizer": digits.stages["pretrain"].optimizer.model_copy(update={"weight_decay": 0.25}),
+    }
+    assert recipe.stages["pretrain"] == digits.stages["pretrain"].model_copy(update=changed)
+    assert recipe.stages["finetune"] == digits.stages["finetune"]
+
+
+def test_a_bad_base_is_one_line(tmp_path):
+    one = _write(tmp_path, "one", base="two.yaml")
+    _write(tmp_path, "two", base="one.yaml")
+    assert problems(recipe=one) == [
+        f"{tmp_path}/two.yaml: base: one.yaml is based on this recipe; remove one of the two"
+    ]
+    assert problems(recipe=_write(tmp_path, "three", base="digit")) == [
+        f"{tmp_path}/three.yaml: base digit: no such recipe; did you mean 'digits'?"
+    ]
+    assert problems(recipe=_write(tmp_path, "four", base=3))[0].startswith(f"{tmp_path}/four.yaml: base: expected a")
+    missing = problems(recipe=_write(tmp_path, "five", base="nowhere.yaml"))
+    assert missing == [f"{tmp_path}/five.yaml: base {tmp_path}/nowhere.yaml: No such file or directory; "
+                       "give a recipe's path or a shipped name"]  # fmt: skip

@@ -49,3 +49,12 @@ def test_a_stage_whose_queries_would_meet_others_is_refused(job):
     stopped(job(), negatives=63)
     with pytest.raises(UserError, match="had 63 negatives and would now have 127; go on with as many images"):
         RunFolder(job())
+
+
+@pytest.mark.parametrize("changes", [{"unheard": 1}, {"step": "five"}, {"done": [3]}, {"done": None}])
+def test_progress_that_is_none_is_refused_in_one_line(job, changes):
+    progress = vars(Progress(stage="pretrain", stage_step=5, step=5)) | changes
+    checkpoint.save(job().out / "checkpoints", 5, [], {"progress": progress, "recipe": {}})
+    with pytest.raises(UserError, match="step_5: damaged, or of another version") as caught:
+        RunFolder(job())
+    assert len(str(caught.value).splitlines()) == 1
