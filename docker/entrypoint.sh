@@ -7,7 +7,7 @@ set -eu
 # loader processes prepare of 128 images in two views of 224 pixels is 2 GiB; the embedded recipe needs next to nothing.
 gpus=$(find /dev -maxdepth 1 -name 'nvidia[0-9]*' | wc -l)
 wanted=$((gpus ? 2 * gpus : 1))
-free=$(df --output=avail --block-size=1M /dev/shm | tail -n 1 | tr -d ' ')
+free=$(($(df --output=avail -k /dev/shm | tail -n 1) / 1024))
 if [ "$free" -lt $((wanted * 1024 * 9 / 10)) ]; then
     echo "warning: /dev/shm: $free MiB are free; start the container with --shm-size=${wanted}g" >&2
 fi

@@ -19,7 +19,13 @@ SUITE, PYTHON = "bookworm", (3, 11)
 
 _ALONE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 # Ubuntu's images come with a user of number 1000, which is the default number of the images' own.
-_ADD_USER = ("useradd", "--uid", "1000", "--create-home", "ubuntu")
+_BASE = """
+base=$("$@" from scratch)
+files=$("$@" mount "$base")
+debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates "$0" "$files"
+chroot "$files" useradd --uid 1000 --create-home ubuntu
+"$@" commit --quiet --rm "$base" base
+"""
 
 
 def why_not() -> str:
@@ -39,8 +45,9 @@ class Images:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        store = ("--storage-driver", "vfs", "--root", folder / "store", "--runroot", folder / "state")
-        self.command = ("env", f"TMPDIR={folder}", "buildah", *map(str, store))
+        self.command = self._buildah("overlay")
+        if subprocess.run([*_ALONE, *self.command, "info"], capture_output=True, env=_env()).returncode:
+            self.command = self._buildah("vfs")  # works everywhere, by copying gigabytes
         self.wheels = folder / "wheels"
 
     def __enter__(self):
@@ -56,13 +63,12 @@ class Images:
     def __exit__(self, *exception):
         shutil.rmtree(self.folder)
 
+    def _buildah(self, driver: str) -> tuple[str, ...]:
+        store = ("--storage-driver", driver, "--root", f"{self.folder}/{driver}", "--runroot", f"{self.folder}/state")
+        return ("env", f"TMPDIR={self.folder}", "buildah", *store)
+
     def _make_base(self) -> None:
-        base = self.buildah("from", "scratch").strip()
-        files = self.buildah("mount", base).strip()  # under vfs a plain folder, nothing is mounted
-        packages = "--include=python3,python3-venv,ca-certificates"
-        _run(*_ALONE, "debootstrap", "--variant=minbase", packages, SUITE, files, seconds=600)
-        self.buildah("run", "--isolation", "chroot", base, "--", *_ADD_USER)
-        self.buildah("commit", "--quiet", "--rm", base, "base")
+        _run(*_ALONE, "sh", "-ec", _BASE, SUITE, *self.command, seconds=600)
 
     def _make_wheels(self) -> None:
         """Get the pinned packages as this machine's pip is set up to; a build then needs neither index nor settings."""

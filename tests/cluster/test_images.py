@@ -1,6 +1,6 @@
 """Both Dockerfiles, built and used: by whom they run, without what, on a small /dev/shm, and two of them as two nodes.
 
-The base is a plain Debian and torch its CPU build, for docker/Dockerfile as well, as its build arguments allow. So what is
+The base is a plain Debian and torch its CPU build, for docker/Dockerfile too, as its build arguments allow. So what is
 shown of that one is that its steps work, that the result trains without a compiler, and that DeepSpeed, told that it
 runs on CUDA, starts without one. Not shown: NVIDIA's base, torch's CUDA build, and anything on a GPU.
 """
@@ -49,11 +49,22 @@ def test_holds_the_package_and_no_compiler_and_is_nobody_s_root(built, image):
     done = inside(built.start(image, "sh", "-c", script))
     uid, folder, *rest = done.stdout.split()
     assert (done.returncode, uid, folder) == (0, "1000", WORKDIR), done.stderr
-    # Neither a compiler nor a host key was found: nothing stands between the folder's name and what lies in it, and of
-    # the repository only what an image needs got there.
+    # Neither a compiler nor a host key was found: nothing stands between the folder's name and what lies in it.
     assert sorted(rest) == sorted(
         ["README.md", "data", "docker", "ds_configs", "pyproject.toml", "runs", "setup.py", "sparse_mlp_ds", "train.py"]
     )
+
+
+def test_a_build_is_sent_what_an_image_needs_and_nothing_else(built, tmp_path):
+    wanted = {"train.py", "requirements.txt", "sparse_mlp_ds/cli.py", "ds_configs/moe.json", "docker/entrypoint.sh"}
+    unwanted = {".git/config", "runs/a", "data/a.tar", ".venv/bin/python", "key", "sparse_mlp_ds/__pycache__/cli.pyc"}
+    for name in wanted | unwanted:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / ".dockerignore").write_text((REPOSITORY / ".dockerignore").read_text())
+    (tmp_path / "docker/all").write_text("FROM localhost/base\nCOPY . /sent\nRUN cd /sent && find . -type f\n")
+    said = built.buildah("build", "--isolation", "chroot", "--file", tmp_path / "docker/all", tmp_path)
+    assert {line[2:] for line in said.splitlines() if line.startswith("./")} == wanted
 
 
 @pytest.mark.parametrize("image", DOCKERFILES)
