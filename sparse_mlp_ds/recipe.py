@@ -57,7 +57,7 @@ class MoE(Section):
 
 
 class Optimizer(Section):
-    """The update rule and its schedule: linear warm-up, then half a cosine to zero."""
+    """The update rule and its schedule: linear warm-up, then a fall to zero."""
 
     name: Literal["adamw", "sgd", "lamb", "lars"] = "adamw"
     base_lr: PositiveFloat
@@ -66,9 +66,13 @@ class Optimizer(Section):
     """Not applied to vectors (biases, norms), which lamb and lars do not scale either."""
     betas: tuple[Probability, Probability] = (0.9, 0.999)
     """Of adamw and lamb."""
+    eps: PositiveFloat | None = None
+    """Of adamw and lamb, added to the root of the second moment; null is 1e-8 and 1e-6."""
     momentum: Probability = 0.9
     """Of sgd and lars."""
     warmup_epochs: NonNegativeFloat = 0.0
+    decay: Literal["cosine", "linear"] = "cosine"
+    """How the rate falls after warm-up."""
 
 
 class InitFrom(Section):
@@ -131,11 +135,22 @@ class Supervised(TrainingStage):
     kind: Literal["supervised"]
     view: View
     mix: Mix | None = None
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """Cross-entropy over the classes, or the sum of a binary one for each class."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Stochastic depth in this stage, in place of the model's: pretraining often has less."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Each block's learning rate over that of the block after it."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Momentum of an average of the weights, which is then what is tested and handed over."""
+
+    @model_validator(mode="after")
+    def _smooths_one_distribution(self):
+        # A sigmoid per class is no distribution over them; no paper says what smoothing would be there.
+        if self.loss == "sigmoid" and self.label_smoothing:
+            raise ValueError("loss sigmoid has no label_smoothing; set label_smoothing: 0, or loss: softmax")
+        return self
 
     @property
     def views(self) -> tuple[View, ...]:

@@ -96,13 +96,14 @@ def build(
 
 
 def _update_rule(optimizer: Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    eps = {} if optimizer.eps is None else {"eps": optimizer.eps}
     match optimizer.name:
         case "adamw":
-            return torch.optim.AdamW(groups, lr=0.0, betas=optimizer.betas, fused=True)
+            return torch.optim.AdamW(groups, lr=0.0, betas=optimizer.betas, fused=True, **eps)
         case "sgd":
             return torch.optim.SGD(groups, lr=0.0, momentum=optimizer.momentum)
         case "lamb":
-            return Lamb(groups, betas=optimizer.betas)
+            return Lamb(groups, betas=optimizer.betas, **eps)
         case "lars":
             return Lars(groups, momentum=optimizer.momentum)
 

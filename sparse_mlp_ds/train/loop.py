@@ -102,7 +102,7 @@ def _train(job: Job, name: str, stage: TrainingStage, folder: RunFolder, sinks: 
     started = time.perf_counter() - progress.seconds
     first, resumed_at = time.perf_counter(), progress.stage_step
     for step in steps:
-        rate = schedule.learning_rate(step, total, peak, warmup)
+        rate = schedule.learning_rate(step, total, peak, warmup, stage.optimizer.decay)
         engines.set_learning_rate(engine, rate)
         method.before_step(engine, step)
         waiting = time.perf_counter()
