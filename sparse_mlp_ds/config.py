@@ -7,7 +7,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from sparse_mlp_ds import recipe as sections
+from sparse_mlp_ds import stages as sections
 from sparse_mlp_ds.errors import UserError, did_you_mean
 from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.recipe import Recipe

@@ -9,7 +9,8 @@ from sparse_mlp_ds.data.index import join
 from sparse_mlp_ds.data.loader import ShardDataset, load
 from sparse_mlp_ds.data.mixing import mix
 from sparse_mlp_ds.errors import UserError
-from sparse_mlp_ds.recipe import Recipe, Supervised, TrainingStage
+from sparse_mlp_ds.recipe import Recipe
+from sparse_mlp_ds.stages import Supervised, TrainingStage
 
 CELL = 160
 """Side of one picture, pixels; smaller images are drawn larger, without smoothing."""

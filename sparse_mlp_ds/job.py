@@ -13,7 +13,8 @@ from sparse_mlp_ds.data.order import TrainingOrder
 from sparse_mlp_ds.ds_config import Batch
 from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.models import registry
-from sparse_mlp_ds.recipe import Pretrain, Recipe, TrainingStage
+from sparse_mlp_ds.recipe import Recipe
+from sparse_mlp_ds.stages import Pretrain, TrainingStage
 from sparse_mlp_ds.weights import places
 
 

@@ -132,7 +132,7 @@ def _show(args: argparse.Namespace) -> None:
     from sparse_mlp_ds.config import load_recipe
     from sparse_mlp_ds.contact_sheet import draw
     from sparse_mlp_ds.data import digits
-    from sparse_mlp_ds.recipe import TrainingStage
+    from sparse_mlp_ds.stages import TrainingStage
 
     recipe = load_recipe(args.recipe, args.set)
     stages = {name: stage for name, stage in recipe.stages.items() if isinstance(stage, TrainingStage)}

@@ -17,8 +17,10 @@ def add_to(commands: Any) -> None:
         "--only $SLURM_ARRAY_TASK_ID.",
     )
     sweep.add_argument("sweep", metavar="SWEEP", help="a shipped sweep's name, or a YAML file")
-    sweep.add_argument("--out", type=Path, help="folder of the runs and the table (default: runs/<sweep>)")
+    sweep.add_argument("--out", type=Path, help="folder of the runs and the table (default: runs/<sweep>[-<recipe>])")
+    sweep.add_argument("--recipe", help="recipe in place of the sweep's, such as a smaller one")
     sweep.add_argument("--ds_config", help="DeepSpeed JSON in place of the sweep's")
+    sweep.add_argument("--ranks", type=int, help="processes, or GPUs, of each run, in place of the sweep's")
     sweep.add_argument("--jobs", type=int, help="runs at once, in place of the sweep's")
     what = sweep.add_mutually_exclusive_group()
     what.add_argument("--only", type=int, metavar="N", help="the one run of this number")
@@ -33,9 +35,13 @@ def _sweep(args: argparse.Namespace) -> None:
     from sparse_mlp_ds.sweep.execute import Execution, is_finished
 
     sweep = plan.load(args.sweep)
-    changes = {key: value for key in ("ds_config", "jobs") if (value := getattr(args, key)) is not None}
-    if changes.get("jobs", 1) < 1:
-        raise UserError(f"--jobs {args.jobs}; it is at least 1")
+    flags = ("recipe", "ds_config", "ranks", "jobs")
+    changes = {key: value for key in flags if (value := getattr(args, key)) is not None}
+    for key in ("ranks", "jobs"):
+        if changes.get(key, 1) < 1:
+            raise UserError(f"--{key} {changes[key]}; it is at least 1")
+    if args.recipe:  # another sweep, with a folder of its own
+        changes["name"] = f"{sweep.name}-{Path(args.recipe).stem}"
     sweep = sweep.model_copy(update=changes)
     runs, folder = plan.runs(sweep), args.out or Path("runs") / sweep.name
     ds_config.load(sweep.ds_config)

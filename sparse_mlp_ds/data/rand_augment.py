@@ -9,7 +9,11 @@ from sparse_mlp_ds import rng
 from sparse_mlp_ds.data.sections import RandAugment
 
 Operation = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(images [B, 3, H, W] in [0, 1], strength [B] in [0, 1], sign [B] of +-1) -> images."""
+"""(images [B, 3, H, W] in [0, 1], strength [B] in [0, 3], sign [B] of +-1) -> images.
+
+A strength of 1 is magnitude 10. Beyond it the ranges go on growing, as in the code of MLP-Mixer and WideNet, but stop
+where an operation would leave nothing of the image. Theirs posterises and solarises less the larger the magnitude.
+"""
 
 
 def rand_augment(images: Tensor, section: RandAugment, keys: Tensor) -> Tensor:
@@ -44,7 +48,7 @@ def _rotate(x: Tensor, strength: Tensor, sign: Tensor) -> Tensor:
 
 
 def _posterize(x: Tensor, strength: Tensor, sign: Tensor) -> Tensor:
-    levels = 2.0 ** (8 - (4 * strength).round())[:, None, None, None]  # 8 .. 4 bits
+    levels = 2.0 ** (8 - (4 * strength).round()).clamp_min(1)[:, None, None, None]  # 8 .. 4 bits, one at least
     return (x * 255 / 256 * levels).floor() / levels * 256 / 255
 
 
@@ -56,24 +60,24 @@ def _solarize(x: Tensor, strength: Tensor, sign: Tensor) -> Tensor:
 def _color(x: Tensor, strength: Tensor, sign: Tensor) -> Tensor:
     from kornia.color import rgb_to_grayscale
 
-    return torch.lerp(rgb_to_grayscale(x).expand_as(x), x, _factor(strength, sign))
+    return torch.lerp(rgb_to_grayscale(x).expand_as(x), x, _factor(strength, sign)[:, None, None, None])
 
 
 def _contrast(x: Tensor, strength: Tensor, sign: Tensor) -> Tensor:
     from kornia.color import rgb_to_grayscale
 
     mean = rgb_to_grayscale(x).mean(dim=(2, 3), keepdim=True).expand_as(x)
-    return torch.lerp(mean, x, _factor(strength, sign))
+    return torch.lerp(mean, x, _factor(strength, sign)[:, None, None, None])
 
 
 def _brightness(x: Tensor, strength: Tensor, sign: Tensor) -> Tensor:
-    return x * _factor(strength, sign)
+    return x * _factor(strength, sign)[:, None, None, None]
 
 
 def _sharpness(x: Tensor, strength: Tensor, sign: Tensor) -> Tensor:
     from kornia import enhance
 
-    return enhance.sharpness(x, 1 + 0.9 * strength * sign)
+    return enhance.sharpness(x, _factor(strength, sign))
 
 
 def _shear(x: Tensor, along_x: Tensor, along_y: Tensor) -> Tensor:
@@ -89,9 +93,14 @@ def _translate(x: Tensor, along_x: Tensor, along_y: Tensor) -> Tensor:
     return translate(x, torch.stack([along_x * x.shape[-1], along_y * x.shape[-2]], dim=1))
 
 
+def _shift(strength: Tensor, sign: Tensor) -> Tensor:
+    """Return the share of a side by which an image moves; a tenth of it stays in sight."""
+    return (0.45 * strength).clamp_max(0.9) * sign
+
+
 def _factor(strength: Tensor, sign: Tensor) -> Tensor:
-    """0.1 .. 1.9: the range in which the paper blends an image with its degenerate form."""
-    return (1 + 0.9 * strength * sign)[:, None, None, None]
+    """0.1 .. 1.9: the range in which the paper blends an image with its degenerate form. It grows upwards alone."""
+    return (1 + 0.9 * strength * sign).clamp_min(0.1)
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -107,7 +116,7 @@ OPERATIONS: dict[str, Operation] = {
     "sharpness": _sharpness,
     "shear x": lambda x, strength, sign: _shear(x, 0.3 * strength * sign, torch.zeros_like(sign)),
     "shear y": lambda x, strength, sign: _shear(x, torch.zeros_like(sign), 0.3 * strength * sign),
-    "translate x": lambda x, strength, sign: _translate(x, 0.45 * strength * sign, torch.zeros_like(sign)),
-    "translate y": lambda x, strength, sign: _translate(x, torch.zeros_like(sign), 0.45 * strength * sign),
+    "translate x": lambda x, strength, sign: _translate(x, _shift(strength, sign), torch.zeros_like(sign)),
+    "translate y": lambda x, strength, sign: _translate(x, torch.zeros_like(sign), _shift(strength, sign)),
 }
 """The paper's 14, with its usual ranges at magnitude 10."""

@@ -89,5 +89,6 @@ class SparseBlock(nn.Module):
 
 
 def mixing(kind: str, dim: int, spec: MoESpec, make_moe: MakeMoE, dropout: float) -> nn.Module:
-    """Build an MoE layer, or the one dense MLP that 0 experts mean."""
+    """Build an MoE layer, or the one dense MLP that 0 experts mean. dropout: the model's, unless `spec` has its own."""
+    dropout = dropout if spec.dropout is None else spec.dropout
     return make_moe(kind, dim, spec, dropout) if spec.experts else Mlp(dim, spec.hidden, dropout)

@@ -20,6 +20,8 @@ class MoESpec(Spec):
     """Experts per item, K."""
     hidden: int = Field(ge=1)
     """Hidden width of one expert: D_S' or D_C'."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Dropout inside the experts, or inside the one MLP in their place; null takes the model's (V-MoE's code)."""
 
     @model_validator(mode="after")
     def _enough_experts(self):
@@ -41,7 +43,7 @@ class PatchSpec(Spec):
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     """Stochastic depth of the last block; it grows linearly from 0 at the first."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout inside MLPs and experts, after GELU and at the end."""
+    """Dropout inside MLPs, and inside experts that have none of their own, after GELU and at the end."""
     checkpoint_blocks: bool = False
     """Compute each block again in the backward pass instead of keeping its activations: less memory, more time."""
 

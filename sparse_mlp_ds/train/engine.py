@@ -20,7 +20,8 @@ from sparse_mlp_ds.models.layers import Mlp
 from sparse_mlp_ds.models.registry import MakeMoE
 from sparse_mlp_ds.models.spec import MoESpec
 from sparse_mlp_ds.moe.expert_parallel import ExpertParallelMoE
-from sparse_mlp_ds.recipe import Evaluate, MoE, Optimizer
+from sparse_mlp_ds.recipe import MoE
+from sparse_mlp_ds.stages import Evaluate, Optimizer
 from sparse_mlp_ds.train.gradient_norms import GradientNorms
 from sparse_mlp_ds.train.groups import RateScale, parameter_groups
 from sparse_mlp_ds.train.layerwise import Lamb, Lars, LayerwiseOptimizer, Layout
@@ -100,13 +101,14 @@ def build(
 
 
 def _update_rule(optimizer: Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    eps = {} if optimizer.eps is None else {"eps": optimizer.eps}
     match optimizer.name:
         case "adamw":
-            return torch.optim.AdamW(groups, lr=0.0, betas=optimizer.betas, fused=True)
+            return torch.optim.AdamW(groups, lr=0.0, betas=optimizer.betas, fused=True, **eps)
         case "sgd":
             return torch.optim.SGD(groups, lr=0.0, momentum=optimizer.momentum)
         case "lamb":
-            return Lamb(groups, betas=optimizer.betas)
+            return Lamb(groups, betas=optimizer.betas, **eps)
         case "lars":
             return Lars(groups, momentum=optimizer.momentum)
 

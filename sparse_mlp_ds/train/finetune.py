@@ -1,5 +1,6 @@
 """The fine-tuning stage: supervised training of all weights with a fresh head."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from sparse_mlp_ds.models.average import follow
 from sparse_mlp_ds.models.backbone import Backbone
 from sparse_mlp_ds.models.layers import init_weights
 from sparse_mlp_ds.moe.stats import Reports
-from sparse_mlp_ds.recipe import Evaluate, Supervised
+from sparse_mlp_ds.stages import Evaluate, Supervised
 from sparse_mlp_ds.train import engine as engines
 from sparse_mlp_ds.train.evaluate import top_k_accuracy
 from sparse_mlp_ds.train.groups import layer_decay
@@ -33,16 +34,31 @@ class Classifier(nn.Module):
         return self.backbone(images, keys)
 
 
-def build_classifier(job: Job, stage: Evaluate | None = None) -> Classifier:
+def build_classifier(job: Job, stage: Supervised | Evaluate) -> Classifier:
     """Build a classifier with freshly drawn weights, its experts spread over the ranks.
 
-    stage: an evaluation that may route otherwise than training does.
+    stage: that it is for; training may have stochastic depth of its own, an evaluation may route otherwise.
     """
-    make_moe = engines.expert_parallel(job.recipe.moe, job.ep_sizes, stage)
-    classifier = Classifier(registry.build(job.recipe.spec, job.recipe.data.classes, make_moe))
+    evaluate = stage if isinstance(stage, Evaluate) else None
+    make_moe = engines.expert_parallel(job.recipe.moe, job.ep_sizes, evaluate)
+    spec, classes = job.recipe.spec, job.recipe.data.classes
+    if evaluate is None and stage.drop_path is not None:
+        spec = spec.model_copy(update={"drop_path": stage.drop_path})
+    classifier = Classifier(registry.build(spec, classes, make_moe))
     init_weights(classifier, job.recipe.train.seed)
+    if evaluate is None and stage.loss == "sigmoid":
+        # Every class starts about as likely as it is: V-MoE's and big_vision's code. From 1/2 the loss, a sum over
+        # classes, would start in the hundreds.
+        nn.init.constant_(classifier.backbone.head.bias, -math.log(classes))
     engines.join_expert_groups(classifier)
     return classifier.to(dist.device())
+
+
+def classification_loss(logits: Tensor, targets: Tensor, stage: Supervised) -> Tensor:
+    """Return the mean over images of the stage's loss; logits and soft targets: [B, classes]."""
+    if stage.loss == "sigmoid":
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1).mean()
+    return F.cross_entropy(logits, targets, label_smoothing=stage.label_smoothing)
 
 
 class Finetuning:
@@ -55,8 +71,8 @@ class Finetuning:
         stage: Supervised = job.recipe.stages[name]
         self.job, self.stage = job, stage
         self.views = stage.views
-        self.module: nn.Module = build_classifier(job)
-        self.averaged: nn.Module | None = build_classifier(job).requires_grad_(False) if stage.ema else None
+        self.module: nn.Module = build_classifier(job, stage)
+        self.averaged: nn.Module | None = build_classifier(job, stage).requires_grad_(False) if stage.ema else None
         self.hands_over_average = self.averaged is not None
         self.filled = self.module
         self.rate_scale = layer_decay(stage.layer_decay, job.recipe.spec.depth)
@@ -76,7 +92,7 @@ class Finetuning:
         if self.stage.mix:
             images, targets = mix(images, targets, self.stage.mix, keys)
         logits, reports = engine(augment.normalize(images, self.job.recipe.data), keys)
-        return F.cross_entropy(logits.float(), targets, label_smoothing=self.stage.label_smoothing), reports
+        return classification_loss(logits.float(), targets, self.stage), reports
 
     def before_step(self, engine, step: int) -> None:
         """Nothing to do."""

@@ -7,7 +7,7 @@ from sparse_mlp_ds.checkpoints.reader import Reader
 from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.job import Job
 from sparse_mlp_ds.log.console import say
-from sparse_mlp_ds.recipe import Evaluate, Stage, Supervised, TrainingStage
+from sparse_mlp_ds.stages import Evaluate, Stage, Supervised, TrainingStage
 from sparse_mlp_ds.train import state
 from sparse_mlp_ds.train.run_folder import RunFolder
 from sparse_mlp_ds.weights.load import load_into

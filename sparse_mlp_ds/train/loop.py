@@ -12,7 +12,7 @@ from sparse_mlp_ds.job import Job, plan
 from sparse_mlp_ds.log.console import ProgressLine, final_table, say
 from sparse_mlp_ds.log.meter import Meter
 from sparse_mlp_ds.log.sinks import Sink, open_sinks
-from sparse_mlp_ds.recipe import Evaluate, Finetune, Pretrain, Probe, Supervised, TrainingStage
+from sparse_mlp_ds.stages import Evaluate, Finetune, Pretrain, Probe, Supervised, TrainingStage
 from sparse_mlp_ds.train import checkpoint, handover, schedule, state
 from sparse_mlp_ds.train import engine as engines
 from sparse_mlp_ds.train.evaluate import outcomes
@@ -117,7 +117,7 @@ def _train(
     started = time.perf_counter() - progress.seconds
     first, resumed_at = time.perf_counter(), progress.stage_step
     for step in steps:
-        rate = schedule.learning_rate(step, total, peak, warmup)
+        rate = schedule.learning_rate(step, total, peak, warmup, stage.optimizer.decay)
         engines.set_learning_rate(engine, rate)
         method.before_step(engine, step)
         waiting = time.perf_counter()

@@ -14,9 +14,9 @@ from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.models.average import follow
 from sparse_mlp_ds.models.layers import init_weights
 from sparse_mlp_ds.moe.stats import Reports
-from sparse_mlp_ds.recipe import Pretrain
 from sparse_mlp_ds.ssl.contrastive import symmetric_info_nce
 from sparse_mlp_ds.ssl.moco import MomentumNet, OnlineNet
+from sparse_mlp_ds.stages import Pretrain
 from sparse_mlp_ds.train import engine as engines
 from sparse_mlp_ds.train import schedule
 from sparse_mlp_ds.train.evaluate import knn_accuracy

@@ -15,7 +15,7 @@ from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.models.backbone import Backbone
 from sparse_mlp_ds.models.layers import init_weights
 from sparse_mlp_ds.moe.stats import Reports
-from sparse_mlp_ds.recipe import Probe
+from sparse_mlp_ds.stages import Probe
 from sparse_mlp_ds.train import engine as engines
 from sparse_mlp_ds.train.evaluate import knn_accuracy, outcomes
 

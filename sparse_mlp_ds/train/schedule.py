@@ -3,11 +3,15 @@
 import math
 
 
-def learning_rate(step: int, total: int, peak: float, warmup: int) -> float:
-    """Linear warm-up over `warmup` steps, then half a cosine that reaches 0 after `total`. step: from 0."""
+def learning_rate(step: int, total: int, peak: float, warmup: int, decay: str = "cosine") -> float:
+    """Linear warm-up over `warmup` steps, then a fall that reaches 0 after `total`. step: from 0.
+
+    decay: `cosine`, half of one, or `linear`.
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
-    return peak * _half_cosine((step - warmup) / max(total - warmup, 1))
+    passed = min((step - warmup) / max(total - warmup, 1), 1.0)
+    return peak * (_half_cosine(passed) if decay == "cosine" else 1 - passed)
 
 
 def encoder_momentum(step: int, total: int, start: float) -> float:

@@ -12,7 +12,8 @@ from sparse_mlp_ds.ds_config import Batch
 from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.models.layers import init_weights
 from sparse_mlp_ds.models.spec import GmlpSpec, MixerSpec, MoESpec, PatchSpec, VitSpec, WideNetSpec
-from sparse_mlp_ds.recipe import MoE, Optimizer
+from sparse_mlp_ds.recipe import MoE
+from sparse_mlp_ds.stages import Optimizer
 from sparse_mlp_ds.train import checkpoint, engine, state
 
 IMAGES = 16

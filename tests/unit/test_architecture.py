@@ -28,6 +28,7 @@ FOUNDATIONS = ("errors", "rng", "host")
 SPEAKS_TO_DEEPSPEED = {
     "sparse_mlp_ds.moe.expert_parallel",
     "sparse_mlp_ds.train.engine",
+    "sparse_mlp_ds.train.gradient_norms",
     "sparse_mlp_ds.train.groups",
     "sparse_mlp_ds.train.state",
 }

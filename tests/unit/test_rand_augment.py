@@ -154,6 +154,60 @@ def test_flat_black_and_white_pictures_pass(name):
             assert torch.allclose(result, flat, atol=1e-6)
 
 
+# beyond magnitude 10: the same formulas, Pillow's where it has them, up to where they would leave nothing
+
+
+BEYOND = [(s, sign) for s in (1.5, 2.0, 3.0) for sign in (-1.0, 1.0)]
+
+
+@pytest.mark.parametrize("strength, sign", BEYOND)
+@pytest.mark.parametrize("name", ["color", "contrast", "brightness", "sharpness"])
+def test_a_blend_grows_upwards_and_keeps_a_tenth_downwards(name, strength, sign):
+    tolerance, _ = POINTWISE[name]
+    enhance = getattr(ImageEnhance, name.capitalize())
+    factor = 1 + 0.9 * strength if sign > 0 else 0.1
+    for pixels in PICTURES:
+        wanted = np.asarray(enhance(Image.fromarray(pixels)).enhance(factor)).astype(float)
+        # the half level by which Pillow rounds what it blends with counts |1 - factor| times
+        assert np.abs(levels(name, pixels, strength, sign) - wanted).max() <= tolerance + abs(1 - factor) / 2
+
+
+@pytest.mark.parametrize("strength, bits", [(1.5, 2), (1.75, 1), (2.0, 1), (3.0, 1)])
+def test_posterize_keeps_a_bit(strength, bits):
+    for pixels in PICTURES:
+        wanted = np.asarray(ImageOps.posterize(Image.fromarray(pixels), bits)).astype(float)
+        assert np.abs(levels("posterize", pixels, strength) - wanted).max() <= 0.01
+
+
+def test_solarize_inverts_all_from_magnitude_10_on():
+    for strength in (1.0, 1.5, 3.0):
+        assert np.abs(levels("solarize", PICTURES[0], strength) - (255.0 - PICTURES[0])).max() < 0.01
+
+
+@pytest.mark.parametrize("name", WARPS)
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_warps_grow_and_leave_something_in_sight(name, sign):
+    images = torch.ones(1, 3, SIDE, SIDE)
+    seen = [apply(name, images, strength, sign).mean().item() for strength in (1.0, 1.5, 2.0, 3.0)]
+    assert seen[0] > seen[1] + 0.01 and min(seen) > 0.05
+
+
+def test_at_magnitude_15_translation_is_half_as_far_again():
+    images = torch.zeros(1, 3, 40, 40)
+    images[..., 0] = 1  # the first column
+    result = apply("translate x", images, 1.5)[0, 0, 20]
+    assert result.argmax() == 27 and result.sum() == 1  # 0.45 x 1.5 x 40
+
+
+@pytest.mark.parametrize("magnitude", [15, 30])
+def test_strong_augmentation_stays_in_the_unit_interval(magnitude):
+    images = torch.rand(200, 3, 18, 18, generator=torch.Generator().manual_seed(0))
+    keys = rng.sample_keys(1, torch.arange(200), "x")
+    result = rand_augment(images, RandAugment(ops=2, magnitude=magnitude), keys)
+    assert result.isfinite().all() and result.min() >= 0 and result.max() <= 1
+    assert not torch.equal(result, rand_augment(images, RandAugment(ops=2, magnitude=10), keys))
+
+
 # which sample gets which
 
 

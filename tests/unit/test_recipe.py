@@ -5,7 +5,7 @@ import yaml
 
 from sparse_mlp_ds.config import DEFAULT_RECIPE, RECIPES, load_recipe
 from sparse_mlp_ds.errors import UserError
-from sparse_mlp_ds.recipe import Evaluate, Finetune, Pretrain
+from sparse_mlp_ds.stages import Evaluate, Finetune, Pretrain
 
 STAGE = "stages.pretrain"
 VIEW = "stages.pretrain.views.0"
@@ -39,6 +39,8 @@ BAD_VALUES = {
     f"{STAGE}.momentum=1": (f"{STAGE}.momentum", "less than 1, not 1"),
     f"{STAGE}.optimizer.wamup_epochs=4": (f"{STAGE}.optimizer.wamup_epochs", "did you mean 'warmup_epochs'?"),
     f"{STAGE}.optimizer.name=adam": (f"{STAGE}.optimizer.name", "'adamw', 'sgd', 'lamb' or 'lars', not 'adam'"),
+    f"{STAGE}.optimizer.decay=step": (f"{STAGE}.optimizer.decay", "'cosine' or 'linear', not 'step'"),
+    f"{STAGE}.optimizer.eps=0": (f"{STAGE}.optimizer.eps", "greater than 0, not 0"),
     f"{STAGE}.optimizer={{}}": (f"{STAGE}.optimizer.base_lr", "required, but not given; add it"),
     f"{VIEW}.flip=1.25": (f"{VIEW}.flip", "less than or equal to 1, not 1.25"),
     f"{VIEW}.blur.sigmas=1": (f"{VIEW}.blur.sigmas", f"unknown key in {VIEW}.blur; did you mean 'sigma'?"),
@@ -46,6 +48,18 @@ BAD_VALUES = {
     "stages.finetune.layer_decay=0": ("stages.finetune.layer_decay", "greater than 0, not 0"),
     f"{STAGE}.contrast=all": (f"{STAGE}.contrast", "'batch' or 'micro_batch', not 'all'"),
     f"{STAGE}.temperature=0": (f"{STAGE}.temperature", "greater than 0, not 0"),
+    "stages.finetune.init=scratch": ("stages.finetune.init", "did you mean 'init_from'?"),
+    "stages.finetune.loss=sigmod": ("stages.finetune.loss", "'softmax' or 'sigmoid', not 'sigmod'"),
+    "stages.finetune={kind: supervised, loss: sigmoid, epochs: 1, batch_size: 8, view: {}, optimizer: {base_lr: 1}}": (
+        "stages.finetune",
+        "loss sigmoid has no label_smoothing; set label_smoothing: 0, or loss: softmax",
+    ),
+    "stages.finetune.drop_path=1": ("stages.finetune.drop_path", "less than 1, not 1"),
+    "stages.finetune.view.rand_augment={magnitude: 31}": (
+        "stages.finetune.view.rand_augment.magnitude",
+        "less than or equal to 30, not 31",
+    ),
+    "model.moe_c.dropout=1": ("model.moe_c.dropout", "less than 1"),
     "stages.evaluate.epochs=3": (
         "stages.evaluate.epochs",
         "unknown key in stages.evaluate; valid: batch_size, capacity_factor, kind, priority",

@@ -28,6 +28,22 @@ RATES = [
     (3, 4, 1.0, 4, 1.0),
 ]
 
+LINEAR_RATES = [
+    # the same under linear decay
+    (0, 100, 2.0, 10, 0.2),
+    (9, 100, 2.0, 10, 2.0),
+    (10, 100, 2.0, 10, 2.0),
+    (37, 100, 2.0, 10, 1.4),  # after 27 of the 90 steps that are left
+    (55, 100, 2.0, 10, 1.0),
+    (82, 100, 2.0, 10, 0.4),
+    (99, 100, 2.0, 10, 2.0 / 90),
+    (100, 100, 2.0, 10, 0.0),
+    (2, 8, 1.0, 0, 0.75),
+    (9, 8, 1.0, 0, 0.0),  # past the end
+    (0, 1, 3.0, 0, 3.0),
+    (3, 4, 1.0, 8, 0.5),  # a warm-up longer than the stage
+]
+
 MOMENTA = [
     # step, total, start -> momentum
     (0, 100, 0.99, 0.99),
@@ -46,14 +62,20 @@ def test_learning_rate(step, total, peak, warmup, rate):
     assert learning_rate(step, total, peak, warmup) == pytest.approx(rate, abs=1e-12)
 
 
+@pytest.mark.parametrize("step, total, peak, warmup, rate", LINEAR_RATES)
+def test_learning_rate_under_linear_decay(step, total, peak, warmup, rate):
+    assert learning_rate(step, total, peak, warmup, "linear") == pytest.approx(rate, abs=1e-12)
+
+
 @pytest.mark.parametrize("step, total, start, momentum", MOMENTA)
 def test_encoder_momentum(step, total, start, momentum):
     assert encoder_momentum(step, total, start) == pytest.approx(momentum, abs=1e-12)
 
 
+@pytest.mark.parametrize("decay", ["cosine", "linear"])
 @pytest.mark.parametrize("total, warmup", [(1, 0), (10, 0), (10, 3), (1000, 40)])
-def test_the_rate_rises_to_its_peak_and_then_falls_but_stays_positive(total, warmup):
-    rates = [learning_rate(step, total, 1.0, warmup) for step in range(total)]
+def test_the_rate_rises_to_its_peak_and_then_falls_but_stays_positive(total, warmup, decay):
+    rates = [learning_rate(step, total, 1.0, warmup, decay) for step in range(total)]
     assert rates[: warmup + 1] == sorted(rates[: warmup + 1])
     assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
     assert max(rates) == 1.0
