@@ -6,6 +6,8 @@ import os
 import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+LARGEST = 256 << 20
+"""Bytes of a tensor that is kept."""
 
 
 def share_cores(ranks: int) -> None:
@@ -19,10 +21,12 @@ def keep_freed_memory() -> None:
 
     Left alone, glibc returns every large tensor to the kernel, which hands the next one out page by page: a training
     step of Sparse-B spends a fifth of its time on that. The process stays as large as it was at its largest.
+    Only tensors up to `LARGEST`: ZeRO allocates a bucket of 1 GB in every step and uses its beginning; if such a one came
+    from the heap, small tensors would settle in it and the next step would need another.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return
     for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-        mallopt(option, 1 << 30)
+        mallopt(option, LARGEST)

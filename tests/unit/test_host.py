@@ -1,0 +1,40 @@
+"""What a rank asks of its host, in a process of its own: it is not to be taken back."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+KEEP = """
+import torch
+from sparse_mlp_ds import host
+host.keep_freed_memory()
+
+def size():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) >> 10
+
+small, before = [], size()
+for step in range(8):
+    bucket = torch.empty(1000 << 20, dtype=torch.uint8)  # as ZeRO makes one in every step, and fills its beginning
+    small.append(torch.ones(1 << 16))
+    del bucket
+    small.append(torch.ones(1 << 16))
+print(size() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_large_bucket_in_every_step_does_not_make_the_process_grow():
+    done = subprocess.run([sys.executable, "-c", KEEP], capture_output=True, text=True, timeout=120, check=True)
+    assert int(done.stdout) < 1500, "MiB, for eight buckets of 1000 one after the other"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no such call here")
+def test_ranks_share_the_cores_that_they_may_use():
+    code = (
+        "import os, torch; from sparse_mlp_ds import host; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+        "host.share_cores(1); print(torch.get_num_threads())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "1\n"
