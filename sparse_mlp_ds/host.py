@@ -21,7 +21,7 @@ def keep_freed_memory() -> None:
 
     Left alone, glibc returns every large tensor to the kernel, which hands the next one out page by page: a training
     step of Sparse-B spends a fifth of its time on that. The process stays as large as it was at its largest.
-    Only tensors up to `LARGEST`: ZeRO allocates a bucket of 1 GB in every step and uses its beginning; if such a one came
+    Only tensors up to `LARGEST`: ZeRO makes a bucket of 1 GB in every step and uses its beginning; if such a one came
     from the heap, small tensors would settle in it and the next step would need another.
     """
     try:
