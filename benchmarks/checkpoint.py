@@ -49,9 +49,8 @@ def main() -> None:
     if args.json:
         print(json.dumps(found))
         return
-    table = Table(
-        "what", "median", "range", title=f"{args.model}, {args.ranks} ranks, {found.pop('bytes') / 1e9:.2f} GB"
-    )
+    size = found.pop("bytes") / 1e9
+    table = Table("what", "median", "range", title=f"{args.model}, {args.ranks} ranks, {size:.2f} GB")
     for what, values in found.items():
         table.add_row(what, f"{statistics.median(values):.2f}", f"{min(values):.2f} .. {max(values):.2f}")
     Console().print(table)

@@ -1,9 +1,7 @@
 """A whole MoCo v3 step on any number of ranks and micro-batches is that of one process, written out image by image."""
 
-import dataclasses
 import functools
 import itertools
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,55 +9,30 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparse_mlp_ds import dist
-from sparse_mlp_ds.config import load_recipe
 from sparse_mlp_ds.data import augment
-from sparse_mlp_ds.data.loader import Batch as Images
 from sparse_mlp_ds.ds_config import Batch
 from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.models.layers import init_weights
 from sparse_mlp_ds.moe.layer import MoELayer, Routing
 from sparse_mlp_ds.train import engine as engines
-from sparse_mlp_ds.train.pretrain import Pretraining
-from tests.ranks import harness, tiny
+from tests.ranks import harness, moco, tiny
 
-BATCH, RATE, MOMENTUM = 16, 0.1, 0.9
-
-
-def _recipe(family: str, contrast: str = "batch"):
-    settings = ["model.name=sparse_mlp_digits", "model.drop_path=0.2", "model.dropout=0.1"]
-    if family == "vit":
-        shape = {"name": "vit_s16", "image_size": 16, "patch_size": 4, "width": 16, "depth": 2, "heads": 2}
-        settings = [f"model={shape | {'channel_hidden': 32}}"]
-    stage = {"hidden": 24, "dim": 8, "momentum": MOMENTUM, "freeze_patch": True, "contrast": contrast}
-    settings += [f"stages.pretrain.{key}={str(value).lower()}" for key, value in stage.items()]
-    return load_recipe("digits", [*settings, "moe.group_images=2", "moe.capacity_factor_c=0.75"])
-
-
-def _images(places: torch.Tensor) -> Images:
-    pixels = torch.randint(0, 256, (BATCH, 2, 3, 16, 16), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
-    fields = {"images": pixels[places], "labels": torch.zeros(len(places)).long(), "numbers": places}
-    return Images(**fields, **{f.name: () for f in dataclasses.fields(Images) if f.name not in fields})
+RATE = 0.1
 
 
 def _step(family: str, zero: int, accumulation: int, contrast: str = "batch"):
     """One SGD step; returns the mean loss and every weight after it, the momentum net's under `momentum.`."""
-    recipe, world = _recipe(family, contrast), dist.world_size()
-    share = Batch(BATCH, BATCH // world // accumulation, accumulation)
-    sizes = {kind: min(world, 4) for kind in recipe.spec.experts}
-    order = SimpleNamespace(steps_per_epoch=10)
-    job = SimpleNamespace(
-        recipe=recipe, ep_sizes=sizes, steps=lambda _: 10, order=lambda _: order, negatives=lambda _: 0
-    )
-    method = Pretraining(job, "pretrain")
-    _wake(method.module)
+    recipe, world = moco.recipe(family, contrast), dist.world_size()
+    share = Batch(moco.BATCH, moco.BATCH // world // accumulation, accumulation)
+    method = moco.method(recipe, world)
     method.begin()
     optimizer = recipe.stages["pretrain"].optimizer.model_copy(update={"name": "sgd", "weight_decay": 0.0})
     config = {"zero_optimization": {"stage": zero}, "gradient_clipping": 0.0}
     engine = engines.build(method.module, optimizer, share, config)
     engines.set_learning_rate(engine, RATE)
-    places = torch.arange(BATCH).view(accumulation, world, share.micro)[:, dist.rank()]
+    places = torch.arange(moco.BATCH).view(accumulation, world, share.micro)[:, dist.rank()]
     losses = []
-    for loss, reports in method.losses(engine, [_images(one) for one in places]):
+    for loss, reports in method.losses(engine, [moco.images(one) for one in places]):
         engine.backward(loss + sum(report.balance for report in reports.values()))
         engine.step()
         losses.append(loss.detach())
@@ -67,14 +40,6 @@ def _step(family: str, zero: int, accumulation: int, contrast: str = "batch"):
     mean = dist.all_reduce(torch.stack(losses).mean()) / world
     averaged = {f"momentum.{name}": value for name, value in method.averaged.named_parameters()}
     return float(mean), tiny.gather(dict(method.module.named_parameters()) | averaged)
-
-
-def _wake(module: nn.Module) -> None:
-    """Draw affine weights of the norms, whose initial ones hide mistakes; alike on every rank."""
-    generator = torch.Generator().manual_seed(5)
-    for name, parameter in module.named_parameters():
-        if parameter.ndim == 1 and ".experts." not in name:
-            parameter.data = 1 + 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
 class _Reference(nn.Module):
@@ -104,22 +69,24 @@ class _Reference(nn.Module):
 
 @functools.lru_cache
 def _reference(family: str):
-    recipe = _recipe(family)
+    recipe = moco.recipe(family)
     net = _Reference(recipe)
     init_weights(net, recipe.train.seed)
-    _wake(net)
-    views, keys = augment.views(_images(torch.arange(BATCH)), recipe.stages["pretrain"].views, recipe.train.seed)
+    moco.wake(net)
+    views, keys = augment.views(
+        moco.images(torch.arange(moco.BATCH)), recipe.stages["pretrain"].views, recipe.train.seed
+    )
     images = augment.normalize(views.flatten(0, 1), recipe.data)
     features, reports = net.backbone.forward_features(images, keys.flatten())
-    queries = F.normalize(net.predictor(net.projector(features)), dim=1).view(2, BATCH, -1)
+    queries = F.normalize(net.predictor(net.projector(features)), dim=1).view(2, moco.BATCH, -1)
     with torch.no_grad():  # the momentum net starts with the same weights, and routes without noise
         targets = net.projector(net.backbone.forward_features(images)[0])
-        targets = F.normalize(targets, dim=1).view(2, BATCH, -1)
+        targets = F.normalize(targets, dim=1).view(2, moco.BATCH, -1)
     loss, temperature = torch.zeros(()), recipe.stages["pretrain"].temperature
     for view in range(2):
-        for image in range(BATCH):
+        for image in range(moco.BATCH):
             similarity = torch.stack([queries[view, image] @ target for target in targets[1 - view]])
-            loss = loss - 2 * temperature * (similarity / temperature).log_softmax(0)[image] / BATCH
+            loss = loss - 2 * temperature * (similarity / temperature).log_softmax(0)[image] / moco.BATCH
     start = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
     (loss + sum((report.balance for report in reports.values()), torch.zeros(()))).backward()
     after = {}
@@ -127,7 +94,7 @@ def _reference(family: str):
         frozen = name.startswith("backbone.patch_embed") or parameter.grad is None
         after[name] = start[name] if frozen else start[name] - RATE * parameter.grad
         if not name.startswith("predictor."):
-            after[f"momentum.{name}"] = MOMENTUM * start[name] + (1 - MOMENTUM) * after[name]
+            after[f"momentum.{name}"] = moco.MOMENTUM * start[name] + (1 - moco.MOMENTUM) * after[name]
     return loss.item(), after, start
 
 
@@ -139,7 +106,7 @@ def _steps(family: str, cases: list[tuple[int, int]]):
 @pytest.mark.parametrize("family", ["sparse_mlp", "vit"])
 def test_a_step_equals_the_reference(family, world):
     loss, expected, start = _reference(family)
-    most = BATCH // world // 2  # a routing group has two images
+    most = moco.BATCH // world // 2  # a routing group has two images
     cases = [(zero, accumulation) for zero in (0, 1, 2) for accumulation in (1, 2, 4) if accumulation <= most]
     for found, weights in itertools.chain(*harness.run(world, _steps, family, cases)):
         assert found == pytest.approx(loss, rel=1e-5)
