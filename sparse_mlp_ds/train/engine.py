@@ -86,6 +86,7 @@ def build(
         "train_micro_batch_size_per_gpu": batch.micro,
         "gradient_accumulation_steps": batch.accumulation,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # the recipe's update rule also where its state is offloaded
         "steps_per_print": ds_config.get("steps_per_print"),
     }
     plain = zero_stage(ds_config) == 0

@@ -39,11 +39,12 @@ class GradientNorms:
     def _watch(self, zero: Any) -> None:
         """Keep the norm of each parameter group as ZeRO computes it, one after the other in every step."""
         kinds = [_kind(group) for group in zero.optimizer.param_groups]
-        direct, done = zero.get_grad_norm_direct, []
+        own = "complete_grad_norm_calculation_for_cpu_offload" if zero.cpu_offload else "get_grad_norm_direct"
+        norm_of_group, done = getattr(zero, own), []
 
         def kept(*args: Any, **kwargs: Any) -> Tensor:
-            norm = direct(*args, **kwargs)
-            done.append(norm.detach().square())
+            norm = norm_of_group(*args, **kwargs)
+            done.append(torch.as_tensor(norm).detach().square())
             if len(done) == len(kinds):
                 self._squares = {
                     kind: sum(square for k, square in zip(kinds, done, strict=True) if k == kind)
@@ -53,7 +54,7 @@ class GradientNorms:
                 done.clear()
             return norm
 
-        zero.get_grad_norm_direct = kept
+        setattr(zero, own, kept)
 
     def _clip(self) -> None:
         engine = self.engine

@@ -154,6 +154,7 @@ def _link_optimizer_state(zero) -> None:
 def _allocate_optimizer_state(base: torch.optim.Optimizer, steps: int) -> None:
     """Let a fresh optimizer make its state, by a step of rate 0 with zero gradients, and set its step count."""
     rates = [group["lr"] for group in base.param_groups]
+    gradients = {p: p.grad for group in base.param_groups for p in group["params"]}  # with offload they are buffers
     for group in base.param_groups:
         group["lr"] = 0.0
         for parameter in group["params"]:
@@ -162,7 +163,7 @@ def _allocate_optimizer_state(base: torch.optim.Optimizer, steps: int) -> None:
     for group, rate in zip(base.param_groups, rates, strict=True):
         group["lr"] = rate
         for parameter in group["params"]:
-            parameter.grad = None
+            parameter.grad = gradients[parameter]
             count = base.state[parameter].get("step")
             if torch.is_tensor(count):
                 count.fill_(steps)

@@ -8,9 +8,12 @@ import torch
 from tests.ranks import harness, tiny
 
 
-def _train(ep_size: int, zero: int, start: str | None, first: int, last: int, folder: str) -> list[float]:
+def _train(
+    ep_size: int, zero: int, start: str | None, first: int, last: int, folder: str, offload: bool = False
+) -> list[float]:
     """Train steps first .. last - 1, from a checkpoint if one is given, and save the result."""
-    built = tiny.build_engine(ep_size, zero)
+    offloaded = {"zero_optimization": {"stage": zero, "offload_optimizer": {"device": "cpu"}}}
+    built = tiny.build_engine(ep_size, zero, **(offloaded if offload else {}))
     if start:
         tiny.restore(built, Path(start))
     losses = [tiny.step(built, number)[0] for number in range(first, last)]
@@ -50,6 +53,13 @@ def test_any_topology_continues(uninterrupted, three_steps, tmp_path, world, ep_
         real = expected[f"exp_avg_sq/{parameter}"] > 1e-11 if kind == "param" else torch.ones_like(value, dtype=bool)
         assert real.any() or value.ndim == 1
         torch.testing.assert_close(value[real], expected[name][real], rtol=1e-3, atol=1e-5, msg=f"{name} differs")
+
+
+def test_offloaded_optimizer_state_is_the_same(uninterrupted, three_steps, tmp_path):
+    first_losses, path = three_steps
+    losses = harness.run(2, _train, 2, 2, str(path), 3, 5, str(tmp_path), True)[0]
+    losses += harness.run(2, _train, 2, 1, str(tmp_path / "step_5"), 5, 6, str(tmp_path))[0]
+    assert first_losses + losses == pytest.approx(uninterrupted[0], rel=1e-5)
 
 
 def _round_trip(path: str, folder: str) -> None:

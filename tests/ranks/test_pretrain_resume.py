@@ -85,7 +85,8 @@ def test_bf16_goes_on_in_float32_and_back(three_steps, tmp_path):
     harness.run(2, _train, 2, BF16, str(path), 3, 3, str(tmp_path / "bf16"))
     harness.run(2, _train, 0, {}, str(tmp_path / "bf16/step_3"), 3, 3, str(tmp_path / "float32"))
     expected, found = tiny.tensors(path), tiny.tensors(tmp_path / "float32/step_3")
-    assert {name for name in expected if not torch.equal(found[name], expected[name])} == set()
+    frozen = {f"param/backbone.patch_embed.proj.{kind}" for kind in ("weight", "bias")}  # have no float32 master
+    assert {name for name in expected if not torch.equal(found[name], expected[name])} == frozen
     losses = harness.run(2, _train, 2, BF16, str(path), 3, 6, str(tmp_path / "bf16"))[0]
     after = harness.run(2, _train, 0, {}, str(tmp_path / "bf16/step_6"), 6, 8, str(tmp_path / "float32"))[0]
     assert all(torch.isfinite(torch.tensor(losses + after))) and after[-1] < losses[0]
