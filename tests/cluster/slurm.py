@@ -1,7 +1,7 @@
 """Slurm on the four hosts: munged and slurmctld on `head`, a slurmd on each host, all of Debian's packages.
 
-They are started inside the lab of `hosts.py`, so nothing remains of them when it ends. Key, state, spool and logs are in
-the lab's folder; ports and host names are the lab's own.
+They are started inside the lab of `hosts.py`, so nothing remains of them when it ends. Key, state, spool and logs are
+in the lab's folder; ports and host names are the lab's own.
 """
 
 import os
