@@ -33,7 +33,7 @@ count_start() {
 end_if_over() {
     [ "$restarts_in_vain" -ge "$1" ] && [ "$(newest_step)" = "$from" ] || return 0
     say "ends: $restarts_in_vain restarts brought no checkpoint after step $from (MAX_RESTARTS=$MAX_RESTARTS)." \
-        "See $OUT/logs; sbatch starts it again."
+        "The reason is in $OUT; sbatch starts it again."
     exit 1
 }
 
@@ -64,11 +64,11 @@ run_to_end() {
 
 # Runs "$@" in the run folder $OUT, from wherever an earlier start of this job got to.
 restartable() {
-    mkdir -p "$OUT/logs"
+    mkdir -p "$OUT"
     rm -f "$OUT/stop"
     count_start
     end_if_over $((MAX_RESTARTS + 1)) # those that Slurm made after the death of a node are counted here
-    say "on $SLURM_JOB_NODELIST, from step $from; the output of each node is in $OUT/logs"
+    say "on $SLURM_JOB_NODELIST, $OUT, from step $from"
     run_to_end "$@"
     rm -f "$OUT/stop"
     say "exit code $code after step $(newest_step)"
@@ -87,6 +87,7 @@ train() {
     export MASTER_ADDR=$SLURMD_NODENAME MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))
     while (: <"/dev/tcp/$MASTER_ADDR/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done
 
+    mkdir -p "$OUT/logs"
     # srun does not take this over from sbatch.
     [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
     # --wait: once a rank has ended the others have a minute. All that stop or finish do so within seconds, while those

@@ -30,9 +30,7 @@ def test_four_hosts_train(script, tmp_path):
     with FourHosts(tmp_path / "lab") as hosts:
         (tmp_path / "hostfile").write_text("".join(f"{name} slots=1\n" for name in hosts.names))
         train = ("--ds_config", "ds_configs/moe.json", "--set", "train.max_steps=2", "--set", "stages.pretrain=null")
-        code, output = hosts.run(
-            f"launcher/{script}.sh", "hostfile", *train, cwd=tmp_path, seconds=240, **SETTINGS
-        )
+        code, output = hosts.run(f"launcher/{script}.sh", "hostfile", *train, cwd=tmp_path, seconds=240, **SETTINGS)
         assert code == 0, output
         assert SECRET not in output
         # Bad input, which every rank finds, is the exit code of the script.

@@ -47,7 +47,11 @@ class Job:
 
     def __exit__(self, *exception):
         self.cluster.slurm("scancel", self.number)
-        self.wait_until(lambda: not self.cluster.slurm("squeue", "--noheader", f"--jobs={self.number}"))
+        self.wait_until(lambda: not self.is_queued())
+
+    def is_queued(self) -> bool:
+        """Say whether Slurm still has something to do with the job."""
+        return bool(self.cluster.slurm("squeue", "--noheader", f"--jobs={self.number}"))
 
     def states(self) -> set[str]:
         """Return the states of the job, of all its tasks if it is an array."""
@@ -151,6 +155,16 @@ def test_bad_input_does_not_go_back_into_the_queue(cluster, folder):
     with Job(cluster, folder, "pretrain.sbatch", "--set", "stages.pretrain.epoch=3") as job:
         assert job.wait() == {"FAILED"} and job.restarts() == 0, job.output()
         assert "did you mean 'epochs'?" in (folder / "runs/pretrain/logs/node1.log").read_text()
+
+
+def test_a_cancelled_job_stays_cancelled(cluster, folder):
+    wait = "python -c __import__('time').sleep(120)"  # in place of training
+    with Job(cluster, folder, "pretrain.sbatch", CONTAINER=wait) as job:
+        job.wait_until(lambda: len(list(folder.glob("runs/pretrain/logs/*.log"))) == 4)
+        cluster.slurm("scancel", job.number)
+        job.wait_until(lambda: not job.is_queued())
+        assert job.states() == {"CANCELLED"} and job.restarts() == 0, job.output()
+        assert "exit code 143" in job.output()
 
 
 def test_an_array_fills_one_table(cluster, folder):
