@@ -69,7 +69,7 @@ class Job:
         self.wait_until(lambda: self.states() <= ended)
         return self.states()
 
-    def wait_until(self, happened: Callable[[], bool], seconds: float = 240) -> None:
+    def wait_until(self, happened: Callable[[], bool], seconds: float = 400) -> None:
         """Wait for a condition; fails with what was printed if the time passes first."""
         deadline = time.monotonic() + seconds
         while not happened():
@@ -169,12 +169,12 @@ def test_a_cancelled_job_stays_cancelled(cluster, folder):
 
 def test_an_array_fills_one_table(cluster, folder):
     sweep = {
-        "name": "tiny", "recipe": "digits", "seeds": [0, 1, 2], "metrics": ["finetune.top1"],
+        "name": "tiny", "recipe": "digits", "seeds": [0, 1], "metrics": ["finetune.top1"],
         "set": {"stages.pretrain": None, "stages.evaluate": None, "train.max_steps": 1},
     }  # fmt: skip
     (folder / "tiny.yaml").write_text(yaml.safe_dump(sweep))
     cluster.slurm("sparse-mlp-ds", "shards", "make", "digits", "data/digits", cwd=folder, PYTHONPATH=str(REPOSITORY))
-    with Job(cluster, folder, "sweep.sbatch", options=["--array=0-2"], SWEEP="tiny.yaml", OUT="runs/tiny") as job:
+    with Job(cluster, folder, "sweep.sbatch", options=["--array=0-1"], SWEEP="tiny.yaml", OUT="runs/tiny") as job:
         assert job.wait() == {"COMPLETED"}, job.output()
     (row,) = json.loads((folder / "runs/tiny/table.json").read_text())["rows"]
-    assert row["values"]["finetune.top1"].keys() == {"0", "1", "2"}, job.output()
+    assert row["values"]["finetune.top1"].keys() == {"0", "1"}, job.output()
