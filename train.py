@@ -11,9 +11,7 @@ import warnings
 
 from sparse_mlp_ds import dist
 from sparse_mlp_ds.config import DEFAULT_RECIPE
-from sparse_mlp_ds.errors import ReportedError, RunError, UserError
-
-STOPPED = 85
+from sparse_mlp_ds.errors import STOPPED, ReportedError, RunError, UserError
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+STOPPED = 85
+"""Exit code: stopped on request, and the same command goes on."""
+
 
 class UserError(Exception):
     """Bad configuration, usage or input.

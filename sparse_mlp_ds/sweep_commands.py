@@ -1,10 +1,11 @@
 """`sparse-mlp-ds sweep`: a grid of runs, and one table of what they reached."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
-from sparse_mlp_ds.errors import RunError, UserError
+from sparse_mlp_ds.errors import STOPPED, RunError, UserError
 
 
 def add_to(commands: Any) -> None:
@@ -53,15 +54,17 @@ def _sweep(args: argparse.Namespace) -> None:
         print(f"as a Slurm array: --array=0-{len(runs) - 1}")
         return
 
-    failed = []
+    failed, stopped = [], []
     if not args.table:
         execution = Execution(sweep, runs if args.only is None else [runs[args.only]], folder, _say)
         execution.all()
-        failed = execution.failed
+        failed, stopped = execution.failed, execution.stopped
     print(table.write(sweep, runs, folder), end="")
     print(f"{folder / 'table.md'}, table.json, table.svg")
     if failed:
         raise RunError(f"{len(failed)} of the runs failed: {', '.join(run.name for run in failed)}; see above")
+    if stopped:
+        sys.exit(STOPPED)
 
 
 def _say(text: str) -> None:

@@ -160,7 +160,12 @@ def load(dataset: ShardDataset, slots: Iterable[Slots], workers: int) -> Iterato
         prefetch_factor=AHEAD if workers else None,
         worker_init_fn=_obey_the_parent_alone,
     )
-    running = iter(batches)
+    # Loaders inherit this before torch gives them threads, any one of which SIGTERM could be delivered to.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        running = iter(batches)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     while True:
         try:
             batch = next(running)
@@ -202,7 +207,6 @@ def _obey_the_parent_alone(worker: int) -> None:
     """
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     parent = os.getppid()
 
     def listen() -> None:

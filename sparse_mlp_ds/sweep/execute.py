@@ -20,7 +20,7 @@ from typing import IO
 import yaml
 
 from sparse_mlp_ds import dist
-from sparse_mlp_ds.errors import UserError
+from sparse_mlp_ds.errors import STOPPED, UserError
 from sparse_mlp_ds.sweep.plan import Run, Sweep
 from sparse_mlp_ds.train.run_folder import changed_key
 
@@ -50,6 +50,8 @@ class Execution:
         self.waiting = [run for run in runs if not is_finished(folder, run)]
         self._devices(sweep.jobs - 1)  # raises before anything runs
         self.failed: list[Run] = []
+        self.stopped: list[Run] = []
+        """On request; they go on when they are started again."""
         self._mutex = threading.Lock()
         self._stopping = threading.Event()
         self._processes: set[subprocess.Popen] = set()
@@ -102,7 +104,10 @@ class Execution:
             self._processes.discard(process)
         if self._stopping.is_set():
             return
-        if code or not is_finished(self.folder, run):
+        if code == STOPPED:
+            self.stopped.append(run)
+            self.say(f"{run.name}: {last_line(folder / LOG)}")
+        elif code or not is_finished(self.folder, run):
             self.failed.append(run)
             self.say(f"{run.name}: failed with exit code {code}: {last_line(folder / LOG)}")
         else:

@@ -1,5 +1,6 @@
 """What a sweep's runs reached so far: one table as markdown and JSON, and a plot."""
 
+import fcntl
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,15 +37,20 @@ def rows(sweep: Sweep, runs: Sequence[Run], folder: Path) -> list[Row]:
 
 
 def write(sweep: Sweep, runs: Sequence[Run], folder: Path) -> str:
-    """Write table.md, table.json and table.svg into the sweep's folder; return the markdown."""
-    table = rows(sweep, runs, folder)
-    text = markdown(sweep, table)
+    """Write table.md, table.json and table.svg into the sweep's folder; return the markdown.
+
+    One process at a time looks and writes: of a batch system's tasks that end together, the last one sees all runs.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "table.md", text)
-    record = {"sweep": sweep.model_dump(mode="json"), "rows": [vars(row) for row in table]}
-    _replace(folder / "table.json", json.dumps(record, indent=1))
-    if any(row.values[sweep.metrics[0]] for row in table):
-        draw(sweep, table, folder / "table.svg")
+    with (folder / ".table.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        table = rows(sweep, runs, folder)
+        text = markdown(sweep, table)
+        _replace(folder / "table.md", text)
+        record = {"sweep": sweep.model_dump(mode="json"), "rows": [vars(row) for row in table]}
+        _replace(folder / "table.json", json.dumps(record, indent=1))
+        if any(row.values[sweep.metrics[0]] for row in table):
+            draw(sweep, table, folder / "table.svg")
     return text
 
 

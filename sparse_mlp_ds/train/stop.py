@@ -60,6 +60,7 @@ class StopRequest:
         if dist.rank() == 0:
             with contextlib.suppress(OSError):
                 self.file.unlink()
+        dist.barrier()  # a launcher that sees one rank exit may kill the others
 
     def _asked(self) -> bool:
         if self._why is None and dist.rank() == 0 and time.monotonic() - self._looked > LOOK_SECONDS:

@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +232,22 @@ def test_a_dead_loader_process_gives_one_line(index):
     with pytest.raises(RunError, match="a loader process died") as caught:
         list(batches)
     assert "\n" not in str(caught.value) and "data.workers" in str(caught.value)
+
+
+def test_a_loader_process_does_not_end_when_everybody_is_asked_to_stop(index):
+    """Slurm sends SIGTERM to every process; the kernel gives it to any thread of a process that does not block it."""
+    order = order_of(index, 12)
+    before, threads = set(psutil.Process().children(recursive=True)), torch.get_num_threads()
+    torch.set_num_threads(4)  # a loader process gets threads of torch's if its parent has them
+    try:
+        batches = load(dataset(index, order), micro_batches(order, range(50), 0, 1, 12, 1), 1)
+        next(batches)
+    finally:
+        torch.set_num_threads(threads)
+    (worker,) = set(psutil.Process().children(recursive=True)) - before
+    for _ in range(10):
+        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)  # a sender that is not its parent
+    assert len(list(batches)) == 49
 
 
 def test_memory_stays_flat_over_epochs(index):
