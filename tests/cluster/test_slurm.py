@@ -19,6 +19,10 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(bool(_reason), reason
 # The hosts have no GPUs and few cores; everything else is as the scripts say.
 HERE = ("--gpus-per-node=0", "--ntasks-per-node=1", "--cpus-per-task=1", "--mem=0", "--time=30")
 
+STEPS = 12
+USR1 = ("scancel", "--signal=USR1", "--batch")  # what --signal sends before the time limit, and a preemption may send
+REQUEUE = ("scontrol", "requeue")
+
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
@@ -99,18 +103,16 @@ def _summary(run: Path) -> dict:
 
 
 def test_preempted_three_times_pretraining_ends_with_the_same_bits_and_is_fine_tuned(cluster, folder):
-    pretrain = ("pretrain.sbatch", "--set", "train.max_steps=30", "--set", "log.every_steps=1")
-    run = folder / "runs/preempted"
+    pretrain = ("pretrain.sbatch", "--set", f"train.max_steps={STEPS}", "--set", "log.every_steps=1")
+    run, log = folder / "runs/preempted", folder / "runs/preempted/logs/node1.log"
     # Two restarts without progress in a row would end it.
     with Job(cluster, folder, *pretrain, OUT="runs/preempted", MAX_RESTARTS="1") as job:
-        # USR1 to the script is what --signal sends before the time limit and what a preemption may send.
-        for way in (
-            ("scancel", "--signal=USR1", "--batch"),
-            ("scontrol", "requeue"),
-            ("scancel", "--signal=USR1", "-b"),
-        ):
+        for way in (USR1, REQUEUE, USR1):
             restarts, begun = job.restarts(), max(_steps(run), default=0)
-            job.wait_until(lambda step=begun: max(_steps(run), default=0) > step)
+            if way is REQUEUE:  # in the middle
+                job.wait_until(lambda step=begun: max(_steps(run), default=0) > step)
+            else:  # before the first step, so that few are taken on any machine
+                job.wait_until(lambda n=restarts: log.exists() and log.read_text().count("ranks 4, ep_size") > n)
             cluster.slurm(*way, job.number)
             job.wait_until(lambda before=restarts: job.restarts() > before)
         assert job.wait() == {"COMPLETED"}, job.output()
@@ -121,7 +123,7 @@ def test_preempted_three_times_pretraining_ends_with_the_same_bits_and_is_fine_t
     with Job(cluster, folder, *pretrain) as job:
         assert job.wait() == {"COMPLETED"} and job.restarts() == 0, job.output()
     whole = folder / "runs/pretrain"
-    assert _steps(run) == _steps(whole) == list(range(1, 31))
+    assert _steps(run) == _steps(whole) == list(range(1, STEPS + 1))
     expected, found = _weights(whole), _weights(run)
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
