@@ -52,17 +52,22 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError("\n".join(_explain(e, tree, path, overridden) for e in error.errors())) from None
 
 
-def _read(path: Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Return a recipe's tree, merged into that of its `base`, if it names one. derived: the recipes based on it."""
-    given = f"{derived[-1]}: base" if derived else "--recipe"
+def read_yaml(path: Path, given: str, kind: str) -> dict[str, Any]:
+    """Return a YAML file's mapping. given: where the path was given; kind: what the file is. Raises UserError."""
     try:
         tree = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise UserError(f"{given} {path}: {error.strerror}; give a recipe's path or a shipped name") from None
+        raise UserError(f"{given} {path}: {error.strerror}; give a {kind}'s path or a shipped name") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML, fix it: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: a recipe is a mapping of sections; start from a copy of the recipe 'digits'")
+        raise UserError(f"{path}: a {kind} is a mapping of sections; start from a copy of a shipped one")
+    return tree
+
+
+def _read(path: Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return a recipe's tree, merged into that of its `base`, if it names one. derived: the recipes based on it."""
+    tree = read_yaml(path, f"{derived[-1]}: base" if derived else "--recipe", "recipe")
     if (base := tree.pop("base", None)) is None:
         return tree
     if not isinstance(base, str):

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sparse_mlp_ds import files
 from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.hub.card import NAME, text
 from sparse_mlp_ds.hub.config import ModelConfig, read
@@ -49,7 +50,7 @@ def write(out: Path, config: ModelConfig, weights: dict[str, Tensor]) -> Path:
         (partial / NAME).write_text(text(config))
         (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)  # safetensors lets its owner alone read it
         for name in FILES:
-            _sync(partial / name)
+            files.sync(partial / name)
         if final.exists():
             final.rename(old)
         try:
@@ -58,7 +59,7 @@ def write(out: Path, config: ModelConfig, weights: dict[str, Tensor]) -> Path:
             if old.exists():
                 old.rename(final)
             raise
-        _sync(final.parent)
+        files.sync(final.parent)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error})") from None
     finally:
@@ -73,11 +74,3 @@ def _stored(weights: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
         name: weights[name].to("cpu", torch.float32 if ".router." in name else _DTYPES[dtype]).contiguous()
         for name in sorted(weights)
     }
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from sparse_mlp_ds import files
+
 if TYPE_CHECKING:  # the process itself must not wait for pydantic and torch
     from sparse_mlp_ds.recipe import Wandb
 
@@ -137,10 +139,10 @@ def main() -> None:
             last, sent = record["step"], sent + 1
             run.log(_figures(record), step=last, commit=True)
             if not online:
-                _write(saved, str(last))
+                files.replace(saved, str(last))
     run.finish()
     if online:  # only now has the server everything; after a kill it tells what it has (starting_step)
-        _write(saved, str(last))
+        files.replace(saved, str(last))
     say(f"forwarded {sent} records, the last is step {last}")
 
 
@@ -195,15 +197,8 @@ def _run_id(folder: Path) -> str:
     """Return the id of the run, one for the life of its folder."""
     path = folder / "wandb_id"
     if not path.exists():
-        _write(path, secrets.token_hex(6))
+        files.replace(path, secrets.token_hex(6))
     return path.read_text().strip()
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 if __name__ == "__main__":

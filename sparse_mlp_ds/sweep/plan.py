@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from sparse_mlp_ds import config
@@ -76,14 +75,7 @@ def load(name_or_path: str) -> Sweep:
         if name_or_path not in shipped:
             raise UserError(f"sweep {name_or_path}: no such sweep; {did_you_mean(name_or_path, shipped)}")
         path = SWEEPS / f"{name_or_path}.yaml"
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; give a sweep's path or a shipped name") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML, fix it: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: a sweep is a mapping with name, recipe and variants or a grid")
+    tree = config.read_yaml(path, "sweep", "sweep")
     try:
         return Sweep.model_validate(tree)
     except ValidationError as error:

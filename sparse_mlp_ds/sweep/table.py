@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from sparse_mlp_ds import files
 from sparse_mlp_ds.log.console import duration
 from sparse_mlp_ds.models import macs
 from sparse_mlp_ds.sweep.execute import is_finished
@@ -46,9 +47,9 @@ def write(sweep: Sweep, runs: Sequence[Run], folder: Path) -> str:
         fcntl.flock(lock, fcntl.LOCK_EX)
         table = rows(sweep, runs, folder)
         text = markdown(sweep, table)
-        _replace(folder / "table.md", text)
+        files.replace(folder / "table.md", text)
         record = {"sweep": sweep.model_dump(mode="json"), "rows": [vars(row) for row in table]}
-        _replace(folder / "table.json", json.dumps(record, indent=1))
+        files.replace(folder / "table.json", json.dumps(record, indent=1))
         if any(row.values[sweep.metrics[0]] for row in table):
             draw(sweep, table, folder / "table.svg")
     return text
@@ -128,9 +129,3 @@ def _cell(metric: str, values: list[float]) -> str:
 
 def _is_share(metric: str) -> bool:
     return "top" in metric
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)

@@ -6,7 +6,6 @@ given here.
 
 import contextlib
 import json
-import os
 import shutil
 import socket
 from collections.abc import Callable, Iterable
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as torch_dist
 
-from sparse_mlp_ds import __version__, dist
+from sparse_mlp_ds import __version__, dist, files
 from sparse_mlp_ds.checkpoints import keeping
 from sparse_mlp_ds.checkpoints.manifest import (
     FORMAT,
@@ -70,15 +69,15 @@ def save(
             "version": __version__,
             "step": step,
             **about,
-            "files": {k: v for files, _ in entries for k, v in files.items()},
+            "files": {k: v for own, _ in entries for k, v in own.items()},
             "tensors": {k: v for _, tensors in entries for k, v in sorted(tensors.items())},
         }
         if dist.rank() == 0:
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-            _sync(partial / MANIFEST)
+            files.sync(partial / MANIFEST)
             shutil.rmtree(final, ignore_errors=True)  # left by a run that was resumed from an earlier step
             partial.rename(final)
-            _sync(folder)
+            files.sync(folder)
         return manifest
 
     try:
@@ -121,12 +120,3 @@ def prune(folder: Path, keep: int, protected: Iterable[int], every: int | None =
             keeping.remove(path)
     for partial in folder.glob(".step_*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Have the disk keep what was written to a file, or a folder's list of names."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

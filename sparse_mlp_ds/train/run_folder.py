@@ -1,14 +1,13 @@
 """The run folder: what a run writes besides checkpoints, and where it continues."""
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sparse_mlp_ds import dist
+from sparse_mlp_ds import dist, files
 from sparse_mlp_ds.checkpoints.manifest import is_count
 from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.job import Job
@@ -134,8 +133,8 @@ class RunFolder:
                 )
             self._check_negatives(found, progress)
         self.path.mkdir(parents=True, exist_ok=True)
-        _write(self.path / "config.yaml", yaml.safe_dump(_tree(job), sort_keys=False))
-        _write(self.path / "ds_config.json", json.dumps(job.ds_config, indent=2))
+        files.replace(self.path / "config.yaml", yaml.safe_dump(_tree(job), sort_keys=False))
+        files.replace(self.path / "ds_config.json", json.dumps(job.ds_config, indent=2))
         return found
 
     def _check_negatives(self, found: Checkpoint, progress: Progress) -> None:
@@ -151,7 +150,7 @@ class RunFolder:
     def write(self, name: str, record: dict[str, Any]) -> None:
         """Write a JSON file into the run folder, whole or not at all."""
         if dist.rank() == 0:
-            _write(self.path / name, json.dumps(record))
+            files.replace(self.path / name, json.dumps(record))
 
     def write_summary(self) -> dict[str, Any]:
         """Write and return summary.json as far as the run has come."""
@@ -165,7 +164,7 @@ class RunFolder:
             "stages": self.progress.done,
         }
         if dist.rank() == 0:
-            _write(self.path / "summary.json", json.dumps(summary, indent=1))
+            files.replace(self.path / "summary.json", json.dumps(summary, indent=1))
         return summary
 
     def _find_checkpoint(self) -> Checkpoint | None:
@@ -196,10 +195,3 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict):
         return {prefix: tree}
     return {k: v for name, sub in tree.items() for k, v in _flat(sub, f"{prefix}.{name}" if prefix else name).items()}
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(path)

@@ -43,6 +43,10 @@ BAD = {
     "ZeRO nested": (zero(offload_optimizer={"device": "gpu"}), ["zero_optimization.offload_optimizer.device: ", "gpu"]),
     "bf16 key": (with_clipping(bf16={"enable": True}), ["bf16.enable: unknown key; did you mean 'enabled'?"]),
     "bf16 as flag": (with_clipping(bf16=True), ['bf16: expected an object such as {"enabled": true}']),
+    "bf16 without ZeRO": (
+        with_clipping(bf16={"enabled": True}),
+        ["bf16 needs zero_optimization.stage 1", "set 1"],
+    ),
     "fp16 key": (with_clipping(fp16={"enabled": False, "loss_scael": 1}), ["fp16.loss_scael: ", "'loss_scale'?"]),
     "no clipping": ({}, ["gradient_clipping: must be given", "set 1.0, or 0.0 for none"]),
     "negative clipping": ({"gradient_clipping": -1}, ["gradient_clipping: expected a number >= 0, not -1"]),

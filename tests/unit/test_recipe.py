@@ -120,7 +120,7 @@ stages: {test: {kind: evaluate}}
 BAD_FILES = {
     "syntax": ("name: [x", ["not valid YAML, fix it", "line 1"]),
     "binary": (b"\xff\xfe\x81", ["not valid YAML, fix it"]),
-    "list": ("- name: x", ["a recipe is a mapping of sections; start from a copy of the recipe 'digits'"]),
+    "list": ("- name: x", ["a recipe is a mapping of sections; start from a copy of a shipped one"]),
     "empty": ("", ["a recipe is a mapping of sections"]),
     "no weights": (EVALUATE_FIRST, ["the first stage is an evaluate stage", "put a training stage first"]),
     "name": (EVALUATE_FIRST.replace("name: x", "name: a/b"), ["name: ", "not 'a/b'"]),
