@@ -19,8 +19,8 @@ from sparse_mlp_ds.data.defects import BadCount
 from sparse_mlp_ds.data.index import Index
 from sparse_mlp_ds.data.loader import ShardDataset, check_shared_memory, load
 from sparse_mlp_ds.data.order import Part, TrainingOrder, evaluation_batches, micro_batches
+from sparse_mlp_ds.data.sections import View
 from sparse_mlp_ds.errors import RunError, UserError
-from sparse_mlp_ds.recipe import View
 
 SIZE, CLASSES = 8, 10
 WHOLE = View(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
