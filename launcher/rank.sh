@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs a command as a rank of a job that srun or mpirun has started, under the names that DeepSpeed's launcher gives.
-# MASTER_ADDR and MASTER_PORT come from whoever started it. Slurm first: mpirun inside its jobs would set both.
+# MASTER_ADDR and MASTER_PORT come from whoever started it. mpirun first: in a Slurm job its ranks have the names of both.
 set -euo pipefail
 
 if [ -n "${OMPI_COMM_WORLD_RANK:-}" ]; then
