@@ -1,15 +1,16 @@
 """Train a recipe: `deepspeed --num_gpus 2 train.py --ds_config ds_configs/moe.json`.
 
-Parse, check, join the process group, run. Exit codes: 0 done, 2 bad configuration or input, 85 stopped on request (a
-complete checkpoint is on disk), anything else a crash.
+Parse, find this rank's place, check, join the process group, run. Exit codes: 0 done, 2 bad configuration or input, 85
+stopped on request (a complete checkpoint is on disk), anything else a crash.
 """
 
 import argparse
+import os
 import sys
 import time
 import warnings
 
-from sparse_mlp_ds import dist
+from sparse_mlp_ds import discovery, dist
 from sparse_mlp_ds.config import DEFAULT_RECIPE
 from sparse_mlp_ds.errors import ReportedError, RunError, UserError
 
@@ -38,6 +39,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     """Run and return the exit code."""
     args = parse(arguments)
+    try:
+        discovery.announce(os.environ)
+    except ReportedError:
+        return 2
+    except UserError as error:
+        return explain(error)
     # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 is about to retire.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     from sparse_mlp_ds.job import plan, resolve

@@ -24,7 +24,7 @@ FORBIDDEN = {
     "hub": ("ssl", "train", "log", "job", "cli"),
     "train": ("hub", "cli"),
 }
-FOUNDATIONS = ("errors", "rng", "host")
+FOUNDATIONS = ("errors", "rng", "host", "discovery")
 SPEAKS_TO_DEEPSPEED = {
     "sparse_mlp_ds.moe.expert_parallel",
     "sparse_mlp_ds.train.engine",
