@@ -62,7 +62,10 @@ def process_group(timeout_seconds: float = 600) -> Iterator[None]:
         host.keep_freed_memory()
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     _choose_interface(os.environ["MASTER_ADDR"])  # beside NCCL too there are groups of gloo
-    torch_dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    timeout = timedelta(seconds=timeout_seconds)
+    # What groups get that are made without a word of it, DeepSpeed's among them; torch's own is 30 minutes.
+    torch_dist.distributed_c10d.default_pg_timeout = torch_dist.distributed_c10d.default_pg_nccl_timeout = timeout
+    torch_dist.init_process_group(backend, timeout=timeout)
     try:
         yield
     finally:
