@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 is about to retire.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     from sparse_mlp_ds.job import plan, resolve
-    from sparse_mlp_ds.train import loop, preflight, run_folder
+    from sparse_mlp_ds.train import loop, preflight, run_folder, watchdog
     from sparse_mlp_ds.train.stop import StoppedError
 
     try:
@@ -64,9 +64,12 @@ def main(arguments: list[str]) -> int:
             print(plan(job))
         return 0
     try:
-        with dist.process_group(job.recipe.train.timeout_seconds):
-            preflight.check(job)
-            loop.run(job)
+        limit = job.recipe.train.timeout_seconds
+        # The watchdog knows more than a collective that gives up, so it speaks first.
+        with dist.process_group(limit + 60):
+            with watchdog.watch(limit) as watch:
+                preflight.check(job)
+                loop.run(job, watch)
         return 0
     except StoppedError as stopped:
         if dist.rank() == 0:
