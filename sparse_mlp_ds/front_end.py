@@ -10,6 +10,8 @@ import sys
 
 import psutil
 
+from sparse_mlp_ds.errors import UserError
+
 LAUNCHER = "deepspeed.launcher.launch"
 NODES = "SPARSE_MLP_DS_NODES"
 """Environment variable: number of hosts that a run is to have, for launches that nothing else tells."""
@@ -44,3 +46,13 @@ def nodes() -> int | None:
             value = value if equals else command[place + 1]
             return int(value) if value.isdecimal() and int(value) > 0 else None
     return None
+
+
+def shortfall() -> UserError | None:
+    """Return what to say if DeepSpeed's launcher has started another number of hosts than was asked for."""
+    asked, started = nodes(), os.environ.get("CROSS_SIZE")
+    if asked is None or started is None or asked == int(started):
+        return None
+    return UserError(
+        f"{asked} hosts were asked for, {started} were started; bring hostfile and --num_nodes into agreement"
+    )

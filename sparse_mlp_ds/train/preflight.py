@@ -55,11 +55,12 @@ def check(job: Job) -> None:
     group = dist.control_group()
     everyone = dist.gather_objects(_facts(job), group)
     problems = _problems(everyone) + (_disk(job) if dist.rank() == 0 else [])
+    if problems and dist.rank() == 0:
+        _show(everyone)  # before anybody hears of it and leaves
     problems = dist.gather_objects(problems, group)[0]
     if not problems:
         return
     if dist.rank() == 0:
-        _show(everyone)
         raise UserError("\n".join(problems))
     raise ReportedError("\n".join(problems))
 

@@ -19,7 +19,7 @@ def small_recipe(folder: Path, epochs: int = 1) -> str:
     """Write a recipe of one short stage, for tests of what surrounds training; return its path."""
     recipe = yaml.safe_load((REPOSITORY / "sparse_mlp_ds/recipes/digits.yaml").read_text())
     optimizer = {"name": "adamw", "base_lr": 1e-3, "weight_decay": 0.05, "warmup_epochs": 0}
-    stage = {"kind": "supervised", "epochs": epochs, "batch_size": 64, "optimizer": optimizer, "view": {"flip": 0.0}}
+    stage = {"kind": "supervised", "epochs": epochs, "batch_size": 96, "optimizer": optimizer, "view": {"flip": 0.0}}
     recipe |= {"name": "small", "stages": {"train": stage}, "log": {"every_steps": 1}}
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(recipe))
