@@ -1,15 +1,16 @@
 """Train a recipe: `deepspeed --num_gpus 2 train.py --ds_config ds_configs/moe.json`.
 
-Parse, check, join the process group, run. Exit codes: 0 done, 2 bad configuration or input, 85 stopped on request (a
-complete checkpoint is on disk), anything else a crash.
+Parse, find this rank's place, check, join the process group, run. Exit codes: 0 done, 2 bad configuration or input, 85
+stopped on request (a complete checkpoint is on disk), anything else a crash.
 """
 
 import argparse
+import os
 import sys
 import time
 import warnings
 
-from sparse_mlp_ds import dist
+from sparse_mlp_ds import discovery, dist
 from sparse_mlp_ds.config import DEFAULT_RECIPE
 from sparse_mlp_ds.errors import STOPPED, ReportedError, RunError, UserError
 
@@ -36,10 +37,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     """Run and return the exit code."""
     args = parse(arguments)
+    try:
+        discovery.announce(os.environ)
+    except ReportedError:
+        return 2
+    except UserError as error:
+        return explain(error)
     # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 is about to retire.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     from sparse_mlp_ds.job import plan, resolve
-    from sparse_mlp_ds.train import loop, run_folder
+    from sparse_mlp_ds.train import loop, preflight, run_folder, watchdog
     from sparse_mlp_ds.train.stop import StoppedError
 
     try:
@@ -55,8 +62,11 @@ def main(arguments: list[str]) -> int:
             print(plan(job))
         return 0
     try:
-        with dist.process_group(job.recipe.train.timeout_seconds):
-            loop.run(job)
+        limit = job.recipe.train.timeout_seconds
+        # The watchdog knows more than a collective that gives up, so it speaks first.
+        with dist.process_group(limit + 60), watchdog.watch(limit) as watch:
+            preflight.check(job)
+            loop.run(job, watch)
         return 0
     except StoppedError as stopped:
         if dist.rank() == 0:

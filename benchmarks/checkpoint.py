@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from sparse_mlp_ds import dist, rng
+from sparse_mlp_ds import discovery, dist, rng
 from sparse_mlp_ds.ds_config import Batch
 from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.models.layers import init_weights
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        mp.spawn(_rank, (args.ranks, dist.free_port(), args.model, args.rounds, folder), nprocs=args.ranks)
+        mp.spawn(_rank, (args.ranks, discovery.free_port(), args.model, args.rounds, folder), nprocs=args.ranks)
         found = json.loads((Path(folder) / "found.json").read_text())
     if args.json:
         print(json.dumps(found))

@@ -1,6 +1,6 @@
 """Rank, world and the few collectives the trainer needs; all of them also work without a process group.
 
-Rank and world come from the environment that `deepspeed` and `torchrun` set; without it the process is a world of one.
+Rank and world come from the environment, where `discovery` has put them; without it the process is a world of one.
 """
 
 import os
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
-from sparse_mlp_ds import host
+from sparse_mlp_ds import discovery, host
 from sparse_mlp_ds.errors import ReportedError, UserError
 
 T = TypeVar("T")
@@ -54,16 +54,18 @@ def process_group(timeout_seconds: float = 600) -> Iterator[None]:
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     if "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = str(free_port())
+        os.environ["MASTER_PORT"] = str(discovery.free_port())
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     else:
         host.share_cores(ranks_here())
         host.keep_freed_memory()
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if backend == "gloo":
-        _choose_interface(os.environ["MASTER_ADDR"])
-    torch_dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    _choose_interface(os.environ["MASTER_ADDR"])  # beside NCCL too there are groups of gloo
+    timeout = timedelta(seconds=timeout_seconds)
+    # What groups get that are made without a word of it, DeepSpeed's among them; torch's own is 30 minutes.
+    torch_dist.distributed_c10d.default_pg_timeout = torch_dist.distributed_c10d.default_pg_nccl_timeout = timeout
+    torch_dist.init_process_group(backend, timeout=timeout)
     try:
         yield
     finally:
@@ -102,12 +104,15 @@ def exchange(rows: Tensor, sends: list[int], receives: list[int], group: torch_d
     return _AllToAll.apply(rows, sends, receives, group)
 
 
-def gather_objects(value: T) -> list[T]:
-    """Return every rank's (small, picklable) value in rank order, on every rank."""
+def gather_objects(value: T, group: torch_dist.ProcessGroup | None = None) -> list[T]:
+    """Return every rank's (small, picklable) value in rank order, on every rank.
+
+    group: of all ranks, instead of training's.
+    """
     if not torch_dist.is_initialized():
         return [value]
     values: list[T] = [value] * torch_dist.get_world_size()
-    torch_dist.all_gather_object(values, value)
+    torch_dist.all_gather_object(values, value, group=group)
     return values
 
 
@@ -148,20 +153,19 @@ def _choose_interface(master: str) -> None:
     """Let gloo use the interface that leads to the master, unless the user chose one.
 
     Left alone it takes the address of the host's own name, which Debian sets to 127.0.1.1: no other host reaches that.
+    The master's own host, whose name may lead there too, takes that of its default route if others are to come.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((master, 9))  # sends nothing, but makes the kernel choose a route
+        try:
+            probe.connect((master, 9))  # sends nothing, but makes the kernel choose a route
+        except OSError as error:
+            raise UserError(f"MASTER_ADDR {master}: no way leads there from {socket.gethostname()} ({error}); mend it")
         own = probe.getsockname()[0]
+    if own.startswith("127.") and ranks_here() < world_size():
+        own = discovery.own_address()
     for name, addresses in psutil.net_if_addrs().items():
         if any(address.address == own for address in addresses):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-
-
-def free_port() -> int:
-    """Return a port that nobody on this host listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class _AllReduce(torch.autograd.Function):

@@ -19,7 +19,7 @@ from typing import IO
 
 import yaml
 
-from sparse_mlp_ds import dist
+from sparse_mlp_ds import discovery
 from sparse_mlp_ds.errors import STOPPED, UserError
 from sparse_mlp_ds.sweep.plan import Run, Sweep
 from sparse_mlp_ds.train.run_folder import changed_key
@@ -117,7 +117,7 @@ class Execution:
         start = [sys.executable, str(TRAIN)]
         if self.sweep.ranks > 1:
             launcher = Path(sys.executable).with_name("deepspeed")
-            port = str(dist.free_port())
+            port = str(discovery.free_port())
             start = [str(launcher), "--num_gpus", str(self.sweep.ranks), "--master_port", port, str(TRAIN)]
         settings = [part for override in run.overrides for part in ("--set", override)]
         files = ["--recipe", self.sweep.recipe, "--ds_config", self.sweep.ds_config]

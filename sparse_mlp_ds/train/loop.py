@@ -23,6 +23,7 @@ from sparse_mlp_ds.train.probe import Probing
 from sparse_mlp_ds.train.run_folder import RunFolder
 from sparse_mlp_ds.train.saving import Saver
 from sparse_mlp_ds.train.stop import StoppedError, StopRequest
+from sparse_mlp_ds.train.watchdog import Watch
 
 Method = Pretraining | Finetuning | Probing
 METHODS: dict[type, type[Method]] = {
@@ -33,7 +34,7 @@ METHODS: dict[type, type[Method]] = {
 }
 
 
-def run(job: Job) -> None:
+def run(job: Job, watch: Watch) -> None:
     """Go through the recipe's stages, from wherever an earlier try stopped, and print what came out."""
     engines.init_deepspeed()
     engines.check_precision(job.ds_config)
@@ -48,12 +49,14 @@ def run(job: Job) -> None:
         if folder.progress.is_done(name):
             continue
         started = time.perf_counter()
+        watch.at("start", name, folder.progress.step)
         if isinstance(stage, Evaluate):
+            watch.at("evaluate")
             entry = {"steps": 0, "metrics": _evaluate(job, name, stage, folder)}
             entry |= {"images": entry["metrics"].pop("images"), "seconds": time.perf_counter() - started}
             folder.progress.done.append({"name": name, "kind": stage.kind, **entry})
         else:
-            _train(job, name, stage, folder, sinks, saver, stop)
+            _train(job, name, stage, folder, sinks, saver, stop, watch)
         folder.write_summary()
     for sink in sinks:
         sink.close()
@@ -69,6 +72,7 @@ def _train(
     sinks: list[Sink],
     saver: Saver,
     stop: StopRequest,
+    watch: Watch,
 ) -> None:
     """Train one stage to its end, saving on the way. Raises StoppedError on request."""
     # ---- what is trained, and where it starts
@@ -120,21 +124,28 @@ def _train(
         rate = schedule.learning_rate(step, total, peak, warmup, stage.optimizer.decay)
         engines.set_learning_rate(engine, rate)
         method.before_step(engine, step)
+        watch.at("data", step=progress.step + 1)
         waiting = time.perf_counter()
         images = [next(batches) for _ in range(batch.accumulation)]
         meter.wait(time.perf_counter() - waiting)
         for one in images:
             bad.add(one.bad, step // order.steps_per_epoch)
+        watch.at("forward")
         for loss, reports in method.losses(engine, [one.to(dist.device()) for one in images]):
+            watch.at("backward")
             engine.backward(loss + sum(report.balance for report in reports.values()))
+            watch.at("update")
             engine.step()
+            watch.at("forward")
             meter.add(loss, reports, batch.micro)
+        watch.at("update")
         skipped.check(engine.skipped_steps)
         progress.skipped = skipped.count
         method.after_step(engine, step + 1)
         progress.stage_step, progress.step = step + 1, progress.step + 1
         progress.seconds = time.perf_counter() - started
 
+        watch.at("record")
         if line:
             line.step(step + 1)
         if (step + 1) % job.recipe.log.every_steps == 0 or step + 1 in (resumed_at + 1, last):
@@ -155,19 +166,24 @@ def _train(
             if line:
                 line.show(step + 1, record)
         saver.look()
+        watch.at("stop")
         if step + 1 < last and stop.agreed():
+            watch.at("save")
             saver.finish(*_state(job, folder, engine, method))
             stop.done()
             raise StoppedError(f"stopped after step {step + 1} of stage {name}")
         if step + 1 < last and (step + 1) % job.recipe.checkpoint.every_steps == 0:
+            watch.at("save")
             saver.start(*_state(job, folder, engine, method))
 
     # ---- what came out
+    watch.at("evaluate")
     metrics = progress.measured | method.measure_end()
     metrics.pop("images", None)
     counts = {"steps": last, "images": last * batch.total, "seconds": progress.seconds, "last_step": progress.step}
     progress.done.append({"name": name, "kind": stage.kind, **counts, "metrics": metrics})
     progress.hands_over_average = method.hands_over_average
+    watch.at("save")
     saver.finish(*_state(job, folder, engine, method))
     folder.start = saver.newest
     if line:

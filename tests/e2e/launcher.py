@@ -8,10 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import yaml
 
 REPOSITORY = Path(__file__).parents[2]
 DEEPSPEED = Path(sys.executable).with_name("deepspeed")
 MOE = str(REPOSITORY / "ds_configs/moe.json")
+
+
+def small_recipe(folder: Path, epochs: int = 1) -> str:
+    """Write a recipe of one short stage, for tests of what surrounds training; return its path."""
+    recipe = yaml.safe_load((REPOSITORY / "sparse_mlp_ds/recipes/digits.yaml").read_text())
+    optimizer = {"name": "adamw", "base_lr": 1e-3, "weight_decay": 0.05, "warmup_epochs": 0}
+    stage = {"kind": "supervised", "epochs": epochs, "batch_size": 96, "optimizer": optimizer, "view": {"flip": 0.0}}
+    recipe |= {"name": "small", "stages": {"train": stage}, "log": {"every_steps": 1}}
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return str(path)
 
 
 class Launch:

@@ -1,6 +1,7 @@
 """Who may import whom, read from every file's source: a layer knows those below it and nothing above."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,24 @@ FORBIDDEN = {
     "log": ("ssl", "train", "data", "hub", "job", "cli"),
     "hub": ("ssl", "train", "log", "job", "cli"),
     "train": ("hub", "cli"),
+    # a process of its own beside every rank, up in a moment: nothing of the package but itself
+    "sentry": (
+        "dist",
+        "errors",
+        "models",
+        "moe",
+        "checkpoints",
+        "weights",
+        "ssl",
+        "train",
+        "data",
+        "log",
+        "hub",
+        "job",
+        "cli",
+    ),
 }
-FOUNDATIONS = ("errors", "rng", "host", "files")
+FOUNDATIONS = ("errors", "rng", "host", "files", "discovery")
 SPEAKS_TO_DEEPSPEED = {
     "sparse_mlp_ds.moe.expert_parallel",
     "sparse_mlp_ds.train.engine",
@@ -86,6 +103,12 @@ def test_a_layer_does_not_import_those_above_it(folder):
 def test_the_foundations_stand_on_errors_alone(module):
     own = {name for name in everywhere(FILES[f"sparse_mlp_ds.{module}"]) if name.startswith("sparse_mlp_ds")}
     assert all(name.startswith("sparse_mlp_ds.errors") for name in own), own
+
+
+def test_a_sentry_imports_nothing_large():
+    own = {name for name in FILES if name.startswith("sparse_mlp_ds.sentry")}
+    imported = {i.split(".")[0] for name in own for i in everywhere(FILES[name])}
+    assert imported <= {"sparse_mlp_ds", "psutil"} | set(sys.stdlib_module_names)
 
 
 def test_deepspeed_is_spoken_to_in_few_files():

@@ -1,0 +1,96 @@
+"""The same two ranks under every launcher of this machine: the same losses."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.launcher import DEEPSPEED, MOE, REPOSITORY, small_recipe
+
+pytestmark = pytest.mark.timeout(600)
+
+TRAIN = str(REPOSITORY / "train.py")
+SHORT = ("--recipe", "small.yaml", "--ds_config", MOE, "--set", "train.max_steps=1", "--out", "run")
+MPIRUN = ("mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "2")
+needs_mpi = pytest.mark.skipif(not shutil.which("mpirun"), reason="mpirun not installed: apt-get install openmpi-bin")
+
+
+def _start(folder: Path, *command: str, **env: str) -> tuple[int, str]:
+    """Run a command to its end, and whatever it started too; return its exit code and output."""
+    log = folder / "log"
+    small_recipe(folder)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            list(map(str, command)), cwd=folder, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | env, start_new_session=True,
+        )  # fmt: skip
+        try:
+            code = process.wait(240)
+        finally:
+            for one in psutil.process_iter():
+                try:
+                    if os.getsid(one.pid) == process.pid:
+                        one.kill()
+                except (ProcessLookupError, psutil.NoSuchProcess):
+                    continue
+            process.wait()
+    return code, log.read_text(errors="replace")
+
+
+def _losses(folder: Path, *command: str, **env: str) -> tuple[int, list[float]]:
+    code, output = _start(folder, *command, **env)
+    assert code == 0, output
+    records = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    return json.loads((folder / "run/summary.json").read_text())["world_size"], [record["loss"] for record in records]
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("deepspeed")
+    return _losses(folder, DEEPSPEED, "--num_gpus", "2", "--master_port", "29611", TRAIN, *SHORT)
+
+
+def _without_mpi4py(folder: Path) -> str:
+    """Return a PYTHONPATH on which mpi4py cannot be imported."""
+    (folder / "mpi4py.py").write_text("raise ImportError('mpi4py is not for this launcher')")
+    return f"{folder}:{REPOSITORY}"
+
+
+def test_torchrun(expected, tmp_path):
+    torchrun = Path(sys.executable).with_name("torchrun")
+    command = (torchrun, "--nproc_per_node", "2", "--master_port", "29612", TRAIN, *SHORT)
+    assert _losses(tmp_path, *command, PYTHONPATH=_without_mpi4py(tmp_path)) == expected
+
+
+@needs_mpi
+def test_mpirun(expected, tmp_path):
+    assert _losses(tmp_path, *MPIRUN, sys.executable, TRAIN, *SHORT) == expected
+
+
+def test_the_variables_of_srun(expected, tmp_path):
+    """Two tasks as srun starts them: the shell stands in for it."""
+    tasks = (
+        "export SLURM_JOB_ID=4711 SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_TASKS_PER_NODE=2 SLURM_NODEID=0 "
+        'SLURM_STEP_NODELIST=localhost; SLURM_PROCID=1 SLURM_LOCALID=1 "$@" & '
+        'SLURM_PROCID=0 SLURM_LOCALID=0 "$@" && wait $!'
+    )
+    command = ("bash", "-c", tasks, "bash", sys.executable, TRAIN, *SHORT)
+    assert _losses(tmp_path, *command, PYTHONPATH=_without_mpi4py(tmp_path)) == expected
+
+
+def test_nobody(tmp_path):
+    command = (sys.executable, TRAIN, *SHORT)
+    assert _losses(tmp_path, *command, PYTHONPATH=_without_mpi4py(tmp_path))[0] == 1
+
+
+@needs_mpi
+def test_a_launcher_inside_another_is_refused_in_one_line(tmp_path):
+    code, output = _start(tmp_path, *MPIRUN, DEEPSPEED, "--num_gpus", "1", "--master_port", "29613", TRAIN, *SHORT)
+    (error,) = [line for line in output.splitlines() if "error: " in line]
+    assert code == 2 and "deepspeed (RANK=0" in error and "mpirun (OMPI_COMM_WORLD_RANK=0" in error
+    assert not (tmp_path / "run").exists()
