@@ -38,7 +38,7 @@ def test_four_hosts_train(script, tmp_path):
         assert SECRET not in output
         # Bad input, which every rank finds, is the exit code of the script.
         code, output = hosts.run(
-            f"launcher/{script}.sh", "hostfile", "--set", "trian.seed=1", cwd=tmp_path, seconds=300, **SETTINGS
+            f"launcher/{script}.sh", "hostfile", *train, "--set", "trian.seed=1", cwd=tmp_path, seconds=300, **SETTINGS
         )
         assert code == 2 and "did you mean 'train'?" in output, output
     summary = json.loads((tmp_path / "runs/digits/summary.json").read_text())
