@@ -15,7 +15,7 @@ SILENCE_SECONDS = 12.0
 """Without a beat, after which a host counts as gone."""
 SETTLE_SECONDS = 2.0
 """Between the first event and the verdict: the cause may be heard after its consequences."""
-LEAVE_SECONDS = 5.0
+LEAVE_SECONDS = 10.0
 """Between a rank's own exit with an error it has printed, and the end of those that have not left likewise."""
 
 
