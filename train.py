@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> int:
         return explain(error)
     # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 is about to retire.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    from sparse_mlp_ds import environment, front_end
     from sparse_mlp_ds.job import plan, resolve
     from sparse_mlp_ds.train import loop, preflight, run_folder, watchdog
     from sparse_mlp_ds.train.stop import StoppedError
@@ -56,6 +57,8 @@ def main(arguments: list[str]) -> int:
         run_folder.check(job)
     except UserError as error:
         if dist.local_rank() == 0:
+            if shortfall := front_end.shortfall():  # then a batch that does not divide is but a consequence
+                explain(shortfall)
             return explain(error)
         time.sleep(3)  # every rank of this host found the same; a launcher that sees one exit kills the rest at once
         return 2
@@ -67,6 +70,7 @@ def main(arguments: list[str]) -> int:
         limit = job.recipe.train.timeout_seconds
         # The watchdog knows more than a collective that gives up, so it speaks first.
         with dist.process_group(limit + 60):
+            environment.share()
             with watchdog.watch(limit) as watch:
                 preflight.check(job)
                 loop.run(job, watch)

@@ -19,7 +19,7 @@ from sparse_mlp_ds.sentry import verdict
 from sparse_mlp_ds.sentry.hub import BEAT_SECONDS, SILENCE_SECONDS, Hub
 from sparse_mlp_ds.sentry.lines import Lines
 
-GRACE_SECONDS = 20.0
+GRACE_SECONDS = 15.0
 """For a rank without launcher to save itself and leave."""
 KILL_SECONDS = 5.0
 """For a rank that is told to end, before it is killed."""

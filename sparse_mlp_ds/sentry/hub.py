@@ -69,7 +69,7 @@ class Hub:
             self._tell(beat=1)
         for rank in list(self.clients):
             if rank not in self._left and now - self._heard[rank] > SILENCE_SECONDS:
-                self._heard[rank] = now
+                del self.clients[rank]  # its connection will not end by itself
                 self._events.append(Event(verdict.SILENT, rank, now, f"{SILENCE_SECONDS:.0f}"))
         if self._events and self.ended is None:
             self._judge_events(now)
