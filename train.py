@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> int:
         return explain(error)
     # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 is about to retire.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    from sparse_mlp_ds import environment, front_end
     from sparse_mlp_ds.job import plan, resolve
     from sparse_mlp_ds.train import loop, preflight, run_folder, watchdog
     from sparse_mlp_ds.train.stop import StoppedError
@@ -54,6 +55,8 @@ def main(arguments: list[str]) -> int:
         run_folder.check(job)
     except UserError as error:
         if dist.local_rank() == 0:
+            if shortfall := front_end.shortfall():  # then a batch that does not divide is but a consequence
+                explain(shortfall)
             return explain(error)
         time.sleep(3)  # every rank of this host found the same; a launcher that sees one exit kills the rest at once
         return 2
@@ -64,9 +67,11 @@ def main(arguments: list[str]) -> int:
     try:
         limit = job.recipe.train.timeout_seconds
         # The watchdog knows more than a collective that gives up, so it speaks first.
-        with dist.process_group(limit + 60), watchdog.watch(limit) as watch:
-            preflight.check(job)
-            loop.run(job, watch)
+        with dist.process_group(limit + 60):
+            environment.share()
+            with watchdog.watch(limit) as watch:
+                preflight.check(job)
+                loop.run(job, watch)
         return 0
     except StoppedError as stopped:
         if dist.rank() == 0:

@@ -19,10 +19,12 @@ from sparse_mlp_ds.sentry import verdict
 from sparse_mlp_ds.sentry.hub import BEAT_SECONDS, SILENCE_SECONDS, Hub
 from sparse_mlp_ds.sentry.lines import Lines
 
-GRACE_SECONDS = 20.0
+GRACE_SECONDS = 15.0
 """For a rank without launcher to save itself and leave."""
-KILL_SECONDS = 2.0
+KILL_SECONDS = 5.0
 """For a rank that is told to end, before it is killed."""
+LEAVING_SECONDS = 15.0
+"""For one that is leaving with an exit code of its own: taking down an interpreter takes long on a busy host."""
 
 
 class Sentry:
@@ -133,7 +135,10 @@ class Sentry:
                 self.orphan, self.orphan_of = now, name
                 print(f"rank {self.rank} on {self.host}: {name} is gone; the run saves and ends", flush=True)
                 self.process.send_signal(signal.SIGTERM)
-        if self.orphan and self.left is None and now - self.orphan > GRACE_SECONDS:
+        if self.orphan and now - self.orphan > GRACE_SECONDS:
+            if self.left is not None:  # it has saved itself, and is slow to leave
+                self.process.kill()
+                return
             self._say(status=self._status(), event=verdict.LAUNCHER, text=f"its launcher is gone: {self.orphan_of}")
             self.orphan = now + 1e9
 
@@ -167,7 +172,7 @@ class Sentry:
 
     def _end(self, code: int) -> None:
         if self.process and self.deadline is None:
-            self.deadline = time.monotonic() + KILL_SECONDS
+            self.deadline = time.monotonic() + (KILL_SECONDS if self.left is None else LEAVING_SECONDS)
             self.channel.send(end=code)
 
     def _stack(self) -> str:

@@ -15,7 +15,7 @@ SILENCE_SECONDS = 12.0
 """Without a beat, after which a host counts as gone."""
 SETTLE_SECONDS = 2.0
 """Between the first event and the verdict: the cause may be heard after its consequences."""
-LEAVE_SECONDS = 5.0
+LEAVE_SECONDS = 10.0
 """Between a rank's own exit with an error it has printed, and the end of those that have not left likewise."""
 
 
@@ -69,7 +69,7 @@ class Hub:
             self._tell(beat=1)
         for rank in list(self.clients):
             if rank not in self._left and now - self._heard[rank] > SILENCE_SECONDS:
-                self._heard[rank] = now
+                del self.clients[rank]  # its connection will not end by itself
                 self._events.append(Event(verdict.SILENT, rank, now, f"{SILENCE_SECONDS:.0f}"))
         if self._events and self.ended is None:
             self._judge_events(now)

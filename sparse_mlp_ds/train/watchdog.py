@@ -136,14 +136,8 @@ def _first(lines: Lines, name: str) -> int:
 
 
 def _obey(lines: Lines) -> None:
-    """End this process when the sentry says so, or when there is no sentry any more."""
+    """End this process when the sentry says so, or when there is no sentry any more; its loaders are the sentry's."""
     while not (records := lines.receive(None)) and records is not None:
         continue
     code = records[0]["end"] if records else 1
-    for child in psutil.Process().children(recursive=True):
-        try:
-            if os.getsid(child.pid) != child.pid:
-                child.kill()
-        except (psutil.Error, ProcessLookupError):
-            continue
     os._exit(code)

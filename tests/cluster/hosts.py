@@ -66,6 +66,8 @@ StrictHostKeyChecking no
 UserKnownHostsFile /dev/null
 LogLevel ERROR
 ConnectTimeout 5
+ServerAliveInterval 5
+ServerAliveCountMax 2
 """
 
 

@@ -1,0 +1,97 @@
+"""Four hosts over ssh of which one is wrong, or goes away: the whole run ends, says why, and leaves nothing behind."""
+
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import sparse_mlp_ds
+from tests.cluster.hosts import _NAMESPACES, FourHosts, why_not
+from tests.e2e.launcher import DEEPSPEED, MOE, REPOSITORY, small_recipe
+
+_reason = why_not()
+pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(bool(_reason), reason=_reason)]
+KEY = "a-key-that-nobody-may-see"
+BOUND = 30
+
+
+class Command:
+    """The README's command, given on node1 as a user does; a context manager that leaves the lab to end the rest."""
+
+    def __init__(self, lab: FourHosts, folder: Path, nodes: int, hosts: list[str]):
+        (folder / "hostfile").write_text("".join(f"{name} slots=1\n" for name in hosts))
+        small_recipe(folder, epochs=1000)
+        (folder / "key").write_text(KEY)
+        (folder / "start").write_text(
+            f"cd {folder}\nexport PYTHONPATH={REPOSITORY} WANDB_API_KEY=$(cat key)\n"
+            f"exec {DEEPSPEED} --hostfile hostfile --num_nodes {nodes} {REPOSITORY}/train.py --recipe small.yaml "
+            f"--ds_config {MOE} --out run\n"
+        )
+        self.log = folder / "log"
+        enter = ["nsenter", f"--target={lab._first}", *_NAMESPACES]
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [*enter, "ssh", "node1", "sh", str(folder / "start")],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+def _of_run(folder: Path, word: str = "") -> list[psutil.Process]:
+    """Every process of a run on any host: ranks, loaders, sentries, launchers; only those with a word, if given."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            command = process.cmdline()
+            if process.cwd() == str(folder) and "python" in command[0] and (not word or word in command):
+                found.append(process)
+        except (psutil.Error, IndexError):
+            continue
+    return found
+
+
+def test_three_hosts_for_four_and_another_version_on_one(tmp_path):
+    other = tmp_path / "other.py"
+    other.write_text(Path(sparse_mlp_ds.__file__).read_text() + "\n# of last week\n")
+    with FourHosts(tmp_path / "lab", count=3) as lab:
+        code, output = lab.run("ssh", "node3", "mount", "--bind", str(other), sparse_mlp_ds.__file__, cwd=tmp_path)
+        assert code == 0, output
+        command = Command(lab, tmp_path, 4, lab.names)
+        assert command.process.wait(400) == 2, command.output()
+    errors = sorted({line.split("error: ")[1] for line in command.output().splitlines() if "error: " in line})
+    assert len(errors) == 2 and errors[0].startswith("4 hosts were asked for, 3 joined: node1, node2, node3"), errors
+    assert errors[1].startswith("code differs on node3 from 2 other hosts"), errors
+    assert "Traceback" not in command.output() and not (tmp_path / "run").exists()
+
+
+def test_a_host_that_vanishes(tmp_path):
+    with FourHosts(tmp_path / "lab", count=3) as lab:
+        command = Command(lab, tmp_path, 3, lab.names)
+        deadline = time.monotonic() + 400
+        while not re.search(r"train +2/", command.output()):
+            assert command.process.poll() is None and time.monotonic() < deadline, command.output()
+            time.sleep(0.5)
+
+        # what the user's shell knows has reached every rank, and is to be read nowhere
+        told = [one.environ().get("WANDB_API_KEY") for one in _of_run(tmp_path, "sparse_mlp_ds.sentry")]
+        assert told == [KEY] * 3
+        assert KEY not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+        assert KEY not in command.output()
+
+        lab.run("ip", "link", "set", "node3", "down", cwd=tmp_path)
+        started = time.monotonic()
+        while left := _of_run(tmp_path):
+            assert time.monotonic() - started < BOUND, (left, command.output())
+            time.sleep(0.2)
+        assert command.process.wait(10) not in (0, 85)
+        took = time.monotonic() - started
+    (report,) = [line for line in command.output().splitlines() if "FAILED FIRST" in line]
+    assert re.search(r"rank 2 on node3 at step \d+ of stage train, in \w+: nothing was heard of it", report), report
+    print(f"gone after {took:.1f} s")
