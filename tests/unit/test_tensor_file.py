@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -13,6 +13,7 @@ from sparse_mlp_ds.train import tensor_file
 TYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(TYPES, st.integers(0, 3000)), max_size=12), st.integers(64, 5000))
 def test_the_library_reads_what_is_written(tmp_path_factory, parts, block):
     path = tmp_path_factory.mktemp("file") / "x.safetensors"
