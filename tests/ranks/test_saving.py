@@ -10,7 +10,7 @@ import torch
 from sparse_mlp_ds import dist
 from sparse_mlp_ds.errors import RunError
 from sparse_mlp_ds.recipe import Checkpoint as Section
-from sparse_mlp_ds.train import checkpoint, state, tensor_file
+from sparse_mlp_ds.train import checkpoint, saving, state, tensor_file
 from sparse_mlp_ds.train.saving import Saver
 from tests.ranks import harness, tiny
 
@@ -52,9 +52,10 @@ def _fill(disk: Path) -> None:
             return
 
 
-def _through_trouble(disk: str) -> list[tuple[int, float]]:
-    """Save before, in and after trouble; returns after each save the newest step that is found, and the loss then."""
-    disk, found = Path(disk), []
+def _through_trouble(disk: str):
+    """Save before, in and after trouble; returns what was found after each save, the last failure, what was said."""
+    disk, found, said = Path(disk), [], []
+    saving.say = said.append
     built, saver = tiny.build_engine(2, 1), Saver(disk / "checkpoints", Section(keep=1))
     remount = lambda how: subprocess.run(["mount", "-o", f"remount,{how}", disk], check=True)  # noqa: E731
     trouble = [
@@ -75,21 +76,23 @@ def _through_trouble(disk: str) -> list[tuple[int, float]]:
     try:
         _save(saver, built, 6, must=True)
     except RunError as error:
-        return found, str(error)
-    return found, None
+        return found, str(error), said
+    return found, None, said
 
 
-def test_a_full_and_a_read_only_disk_are_survived(disk, capfd):
+def test_a_full_and_a_read_only_disk_are_survived(disk):
     results = harness.run(2, _through_trouble, str(disk))
-    for found, _ in results:
+    for found, *_ in results:
         assert found == [(1, 1, []), (1, 1, []), (3, 3, []), (3, 3, []), (5, 5, [])]
     assert "No space left on device (rank" in results[0][1] and "start again with the same command" in results[0][1]
     assert results[1][1] == "", "one rank speaks for all"
     assert list((disk / "checkpoints").glob(".step_*")) == [], "half-written leftovers"
-    printed = capfd.readouterr().out
-    assert "WARNING: no checkpoint of step 2" in printed and "WARNING: no checkpoint of step 4" in printed
-    assert "Read-only file system" in printed
-    assert printed.count("WARNING: no checkpoint") == 2 + 3, "rank 0 speaks for all"
+    said = results[0][2]
+    assert len(said) == 2 + 3 and results[1][2] == [], "rank 0 speaks for all"
+    assert all(
+        f"WARNING: no checkpoint of step {step}" in text for step, text in zip((2, 4, 6, 6, 6), said, strict=True)
+    )
+    assert "No space left" in said[0] and "Read-only file system" in said[1]
 
 
 def _while_training(folder: str):
