@@ -42,7 +42,7 @@ def folder(tmp_path):
 
 
 def _start(folder: Path, *arguments: str, **changes) -> subprocess.Popen:
-    (folder / "little.yaml").write_text(yaml.safe_dump(SWEEP | changes))
+    (folder / "little.yaml").write_text(yaml.safe_dump(SWEEP | changes, sort_keys=False))
     log = (folder / "sweep.log").open("ab")
     command = [sys.executable, "-m", "sparse_mlp_ds.cli", "sweep", "little.yaml", *arguments]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
