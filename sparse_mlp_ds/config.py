@@ -16,6 +16,18 @@ RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "digits"
 _STAGES = (sections.Pretrain, sections.Supervised, sections.Finetune, sections.Probe, sections.Evaluate)
 _STAGE_KINDS = {stage.__name__.lower(): stage for stage in _STAGES}
+# What may differ between a run and its continuation: none of it changes a weight.
+FREE = (
+    "train.max_steps",
+    "train.timeout_seconds",
+    "checkpoint",
+    "log",
+    "data.workers",
+    "data.cache",
+    "data.bad_limit",
+    "data.allow_commands",
+    "moe.ep_size",
+)
 
 
 def shipped() -> list[str]:
@@ -50,6 +62,15 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise UserError("\n".join(_explain(e, tree, path, overridden) for e in error.errors())) from None
+
+
+def changed_key(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """Return `KEY was X and is now Y` for the first key of two resolved recipes that changes a weight, or None."""
+    before, now = _flat(before), _flat(now)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and not key.startswith(FREE):
+            return f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
+    return None
 
 
 def read_yaml(path: Path, given: str, kind: str) -> dict[str, Any]:
@@ -161,3 +182,9 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
     """Return the section class inside an annotation such as `tuple[View, View]` or `Blur | None`."""
     candidates = (annotation, *get_args(annotation))
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {k: v for name, sub in tree.items() for k, v in _flat(sub, f"{prefix}.{name}" if prefix else name).items()}

@@ -45,7 +45,6 @@ def _sweep(args: argparse.Namespace) -> None:
         changes["name"] = f"{sweep.name}-{Path(args.recipe).stem}"
     sweep = sweep.model_copy(update=changes)
     runs, folder = plan.runs(sweep), args.out or Path("runs") / sweep.name
-    ds_config.load(sweep.ds_config)
     if args.only is not None and not 0 <= args.only < len(runs):
         raise UserError(f"--only {args.only}: {sweep.name} has runs 0 to {len(runs) - 1}")
     if args.list:
@@ -56,6 +55,7 @@ def _sweep(args: argparse.Namespace) -> None:
 
     failed, stopped = [], []
     if not args.table:
+        ds_config.load(sweep.ds_config)  # what is wrong with it is said before anything runs
         execution = Execution(sweep, runs if args.only is None else [runs[args.only]], folder, _say)
         execution.all()
         failed, stopped = execution.failed, execution.stopped

@@ -19,10 +19,9 @@ from typing import IO
 
 import yaml
 
-from sparse_mlp_ds import discovery
+from sparse_mlp_ds import config, discovery
 from sparse_mlp_ds.errors import STOPPED, UserError
 from sparse_mlp_ds.sweep.plan import Run, Sweep
-from sparse_mlp_ds.train.run_folder import changed_key
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 LOG = "train.log"
@@ -36,7 +35,7 @@ def is_finished(folder: Path, run: Run) -> bool:
         recipe = yaml.safe_load((folder / run.name / "config.yaml").read_text())
     except (OSError, ValueError):
         return False
-    if changed := changed_key(recipe, run.recipe.model_dump(mode="json")):
+    if changed := config.changed_key(recipe, run.recipe.model_dump(mode="json")):
         raise UserError(f"{folder / run.name}: {changed}; give the sweep another name, or --out")
     return {stage["name"] for stage in summary["stages"]} >= run.recipe.stages.keys()
 

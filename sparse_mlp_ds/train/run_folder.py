@@ -7,26 +7,13 @@ from typing import Any
 
 import yaml
 
-from sparse_mlp_ds import dist, files
+from sparse_mlp_ds import config, dist, files
 from sparse_mlp_ds.checkpoints.manifest import is_count
 from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.job import Job
 from sparse_mlp_ds.log.console import say
 from sparse_mlp_ds.train import checkpoint
 from sparse_mlp_ds.train.checkpoint import Checkpoint
-
-# What may differ between a run and its continuation: none of it changes a weight.
-FREE = (
-    "train.max_steps",
-    "train.timeout_seconds",
-    "checkpoint",
-    "log",
-    "data.workers",
-    "data.cache",
-    "data.bad_limit",
-    "data.allow_commands",
-    "moe.ep_size",
-)
 
 
 @dataclass
@@ -97,17 +84,8 @@ def check(job: Job) -> None:
     previous = job.out / "config.yaml"
     if job.resume == "never" or not previous.exists() or not any((job.out / "checkpoints").glob("step_*")):
         return
-    if changed := changed_key(yaml.safe_load(previous.read_text()), _tree(job)):
+    if changed := config.changed_key(yaml.safe_load(previous.read_text()), _tree(job)):
         raise UserError(f"{previous}: {changed}; give the new run its own --out, or start over with --resume never")
-
-
-def changed_key(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """Return `KEY was X and is now Y` for the first key of two resolved recipes that changes a weight, or None."""
-    before, now = _flat(before), _flat(now)
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and not key.startswith(FREE):
-            return f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
-    return None
 
 
 class RunFolder:
@@ -189,9 +167,3 @@ class RunFolder:
 
 def _tree(job: Job) -> dict[str, Any]:
     return job.recipe.model_dump(mode="json")
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {k: v for name, sub in tree.items() for k, v in _flat(sub, f"{prefix}.{name}" if prefix else name).items()}
