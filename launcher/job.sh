@@ -94,7 +94,7 @@ train() {
     # whose peer is dead would wait for it as long as train.timeout_seconds.
     # shellcheck disable=SC2086 # the container's command is words
     restartable srun --wait=60 --label --open-mode=append --output="$OUT/logs/%N.log" \
-        launcher/rank.sh ${CONTAINER:-} python -u train.py --out "$OUT" "$@"
+        ${CONTAINER:-} python -u train.py --out "$OUT" "$@"
 }
 
 # Runs what an array's task number means of the sweep $1, whose table is in $2; the rest goes to `sparse-mlp-ds sweep`.

@@ -15,4 +15,4 @@ forward=(-x PATH -x MASTER_ADDR -x MASTER_PORT)
 for name in $(forwarded); do forward+=(-x "$name"); done # the names alone are on the command line
 
 # By default mpirun ties each rank, with all its threads and loaders, to one core.
-exec mpirun --hostfile "$hostfile" --bind-to none --tag-output "${forward[@]}" launcher/rank.sh python -u train.py "$@"
+exec mpirun --hostfile "$hostfile" --bind-to none --tag-output "${forward[@]}" python -u train.py "$@"
