@@ -4,6 +4,7 @@ The sentry is a process beside the rank (`sparse_mlp_ds/sentry`), so that a rank
 call is still noticed, named and ended.
 """
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -16,7 +17,6 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import psutil
 
@@ -57,7 +57,7 @@ class Watch:
             time.sleep(VERDICT_SECONDS)
 
 
-@contextmanager
+@contextlib.contextmanager
 def watch(limit: float) -> Iterator[Watch]:
     """Have this rank watched, inside the process group. Collective.
 
@@ -136,8 +136,11 @@ def _first(lines: Lines, name: str) -> int:
 
 
 def _obey(lines: Lines) -> None:
-    """End this process when the sentry says so, or when there is no sentry any more; its loaders are the sentry's."""
+    """End this process when the sentry says so, which then ends its loaders, or with them when the sentry is gone."""
     while not (records := lines.receive(None)) and records is not None:
         continue
-    code = records[0]["end"] if records else 1
-    os._exit(code)
+    if records is None:
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+    os._exit(records[0]["end"] if records else 1)
