@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -21,14 +22,14 @@ PHASES = ("mkdir", "half a block", "fsync", "half a manifest", "before the renam
 ZERO_ONLY = PHASES[:1] + PHASES[3:]  # what rank 0 does for all
 
 
-def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _arm(phase: str | float, turn: int) -> None:
+def _arm(phase: str | float, turn: int, died: Path) -> None:
     """Let this rank die at the `turn`-th time it comes to a phase of saving, or after so many seconds."""
+    def die() -> None:
+        died.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
     if not isinstance(phase, str):
-        threading.Timer(phase, _die).start()
+        threading.Timer(phase, die).start()
         return
     owner, name = {
         "mkdir": (Path, "mkdir"),
@@ -57,7 +58,7 @@ def _arm(phase: str | float, turn: int) -> None:
                 real(*args)
             case "pruning":
                 next(args[0].glob("*.safetensors")).unlink()
-        return _die()
+        return die()
 
     setattr(owner, name, deadly)
 
@@ -72,7 +73,7 @@ def _train(folder: str, rank: int | None = None, phase: str | float = "", turn: 
     dist.barrier()  # what one rank found, another must not find removed
     saver = Saver(Path(folder), Section(keep=2))
     if rank == dist.rank():
-        _arm(phase, turn)
+        _arm(phase, turn, Path(f"{folder}.died"))
     for number in range(first, STEPS):
         tiny.step(built, number)
         saver.look()
@@ -80,11 +81,12 @@ def _train(folder: str, rank: int | None = None, phase: str | float = "", turn: 
         (saver.finish if number + 1 == STEPS else saver.start)(number + 1, state.pieces(built, None), about)
 
 
-def _kills() -> list[tuple[int, str | float, int]]:
+def _kills(seconds: float) -> list[tuple[int, str | float, int]]:
+    """Return (rank, where, which time): inside each phase of saving, and anywhere within so many seconds."""
     draw = random.Random(0)
     inside = [(0, phase, turn) for phase in PHASES for turn in (1, 2)]
     inside += [(1, phase, turn) for phase in PHASES if phase not in ZERO_ONLY for turn in (1, 2)]
-    anywhere = [(draw.randrange(2), draw.uniform(0, 0.6), 0) for _ in range(40 - len(inside))]
+    anywhere = [(draw.randrange(2), draw.uniform(0, seconds), 0) for _ in range(40 - len(inside))]
     kills = inside + anywhere
     draw.shuffle(kills)
     return kills
@@ -92,22 +94,23 @@ def _kills() -> list[tuple[int, str | float, int]]:
 
 @pytest.mark.timeout(600)
 def test_forty_kills_change_no_bit(tmp_path):
+    started = time.monotonic()
     harness.run(2, _train, str(tmp_path / "whole"))
+    took = time.monotonic() - started  # with the start of the ranks
     expected = tiny.tensors(tmp_path / f"whole/step_{STEPS}")
-    deaths, reached = 0, []
-    for rank, phase, turn in _kills():
-        try:
-            harness.run(2, _train, str(tmp_path / "killed"), rank, phase, turn)
-        except AssertionError as failure:
-            assert "died without a word" in str(failure) or "closed by peer" in str(failure), failure
-            deaths += 1
-        found, _ = checkpoint.newest(tmp_path / "killed")
-        reached.append(found.manifest["step"] if found else 0)
-        if reached[-1] == STEPS:  # every kill is to interrupt something
-            shutil.rmtree(tmp_path / f"killed/step_{STEPS}")
-            reached[-1] = 0
-    assert deaths == len(_kills()) == 40
-    harness.run(2, _train, str(tmp_path / "killed"))
-    found = tiny.tensors(tmp_path / f"killed/step_{STEPS}")
+    folder, died = tmp_path / "killed", tmp_path / "killed.died"
+    for kill in _kills(took / 8):
+        while not died.exists():  # it may have been through before its time had come
+            found, _ = checkpoint.newest(folder)
+            if found and found.manifest["step"] > STEPS * 2 // 3:
+                shutil.rmtree(folder)
+            try:
+                harness.run(2, _train, str(folder), *kill)
+            except AssertionError:
+                if not died.exists():
+                    raise
+        died.unlink()
+    harness.run(2, _train, str(folder))
+    found = tiny.tensors(folder / f"step_{STEPS}")
     assert found.keys() == expected.keys()
     assert [name for name in found if not torch.equal(found[name], expected[name])] == []
