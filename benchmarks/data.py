@@ -69,7 +69,7 @@ def main() -> None:
 def _rates(index: Index, folder: Path, workers: int, images: int, rounds: int) -> dict:
     order, steps = _order_of(index), range(images // BATCH)
     dataset = loader.ShardDataset(index, SIZE, CLASSES, (VIEW,), 0, order)
-    slots = lambda: micro_batches(order, steps, 0, 1, BATCH, 1)  # noqa: E731
+    slots = lambda: micro_batches(order, steps, range(BATCH))  # noqa: E731
 
     def ours(device_work: Callable) -> float:
         # What the loader processes leave: on a machine without a GPU they share the cores with the "device".
@@ -185,7 +185,7 @@ def _data_wait(index: Index) -> float:
     model = registry.build(registry.preset("sparse_mlp_s16"), CLASSES).to(device)
     init_weights(model, 0)
     dataset = loader.ShardDataset(index, SIZE, CLASSES, (VIEW,), 0, order)
-    batches = loader.load(dataset, micro_batches(order, range(8), 0, 1, 16, 1), 1)
+    batches = loader.load(dataset, micro_batches(order, range(8), range(16)), 1)
     waited, started = 0.0, 0.0
     for step in range(7):
         if step == 2:
@@ -207,7 +207,7 @@ def _first_batch(index: Index) -> float:
     step = int(0.9 * order.steps_per_epoch)
     started = time.perf_counter()
     dataset = loader.ShardDataset(index, SIZE, CLASSES, (VIEW,), 0, order)
-    next(loader.load(dataset, micro_batches(order, range(step, step + 1), 0, 1, BATCH, 1), 1))
+    next(loader.load(dataset, micro_batches(order, range(step, step + 1), range(BATCH)), 1))
     return time.perf_counter() - started
 
 
@@ -219,7 +219,7 @@ def _order() -> dict[str, float]:
         order = TrainingOrder((Part(shards, sum(shards)),), 4096, 0)
         started = time.perf_counter()
         for rank in ranks:
-            for _ in micro_batches(order, range(order.steps_per_epoch), rank, 1024, 4, 1):
+            for _ in micro_batches(order, range(order.steps_per_epoch), range(4 * rank, 4 * rank + 4)):
                 pass
         return time.perf_counter() - started
 

@@ -5,7 +5,7 @@ Rank and world come from the environment, where `discovery` has put them; withou
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -79,20 +79,26 @@ def all_reduce(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def all_gather(tensor: Tensor) -> Tensor:
-    """Return every rank's `tensor` [n, ...] concatenated in rank order, [world * n, ...], without gradient."""
+def all_gather(tensor: Tensor, rows: Sequence[int] = ()) -> Tensor:
+    """Return every rank's `tensor` [n, ...] concatenated in rank order, without gradient.
+
+    rows: every rank's n, if they are not all alike.
+    """
     if not torch_dist.is_initialized() or torch_dist.get_world_size() == 1:
         return tensor.detach()
-    parts = [torch.empty_like(tensor) for _ in range(torch_dist.get_world_size())]
-    torch_dist.all_gather(parts, tensor.detach().contiguous())
-    return torch.cat(parts)
+    rows = rows or [len(tensor)] * torch_dist.get_world_size()
+    most = max(rows)
+    padded = torch.cat([tensor.detach(), tensor.new_zeros(most - len(tensor), *tensor.shape[1:])])
+    parts = [torch.empty_like(padded) for _ in rows]
+    torch_dist.all_gather(parts, padded)
+    return torch.cat([part[:n] for part, n in zip(parts, rows, strict=True)])
 
 
-def mean(tensor: Tensor) -> Tensor:
-    """Return `tensor` averaged over all ranks; gradients flow back to every rank's part."""
+def total(tensor: Tensor) -> Tensor:
+    """Return `tensor` summed over all ranks; gradients flow back to every rank's part."""
     if not torch_dist.is_initialized() or torch_dist.get_world_size() == 1:
         return tensor
-    return _AllReduce.apply(tensor) / torch_dist.get_world_size()
+    return _AllReduce.apply(tensor)
 
 
 def exchange(rows: Tensor, sends: list[int], receives: list[int], group: torch_dist.ProcessGroup) -> Tensor:

@@ -42,12 +42,29 @@ BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_ac
 
 @dataclass(frozen=True)
 class Batch:
-    """Images per optimizer step: total = micro x accumulation x world."""
+    """Images per optimizer step, in turns of equal size that the ranks share as evenly as they can."""
 
     total: int
     micro: int
-    """Images per rank and forward pass."""
+    """Images per rank and forward pass; where ranks differ, the most."""
     accumulation: int
+    """Turns."""
+    unit: int = 1
+    """Images that stay together on a rank."""
+
+    @classmethod
+    def over(cls, world: int, total: int, accumulation: int = 1, unit: int = 1) -> "Batch":
+        """Spread a batch over ranks. Each turn must be whole units, and at least one for every rank."""
+        return cls(total, -(-(total // accumulation // unit) // world) * unit, accumulation, unit)
+
+    def share(self, rank: int, world: int) -> range:
+        """Return a rank's places of each turn."""
+        units = self.total // self.accumulation // self.unit
+        return range(units * rank // world * self.unit, units * (rank + 1) // world * self.unit)
+
+    def weight(self, rank: int, world: int) -> float:
+        """Return what a rank's mean loss counts for, where gradients are averaged over ranks: 1 if all are alike."""
+        return len(self.share(rank, world)) * world * self.accumulation / self.total
 
 
 def load(path: str | None) -> dict[str, Any]:
@@ -69,10 +86,14 @@ def load(path: str | None) -> dict[str, Any]:
     return config
 
 
-def batch(config: dict[str, Any], path: str, recipe_file: str, stage: str, total: int, world: int) -> Batch:
+def batch(
+    config: dict[str, Any], path: str, recipe_file: str, stage: str, total: int, world: int, unit: int = 1
+) -> Batch:
     """Derive one stage's batch from the recipe's `batch_size` and whatever the JSON fixes.
 
-    world: number of ranks. Raises UserError naming both files where they conflict or do not multiply out.
+    world: number of ranks. unit: images that have to stay together. Where the JSON leaves the images per rank open,
+    ranks may have a unit more or less, so that a job that comes back with other hosts goes on. Raises UserError naming
+    both files where they conflict or do not multiply out.
     """
     given = {key: config.get(key) for key in BATCH_KEYS}
     owner = f"{recipe_file}: stages.{stage}.batch_size {total}"
@@ -82,18 +103,26 @@ def batch(config: dict[str, Any], path: str, recipe_file: str, stage: str, total
             "remove train_batch_size there, the recipe owns the batch size"
         )
     micro, accumulation = given["train_micro_batch_size_per_gpu"], given["gradient_accumulation_steps"]
+    fixed = [f"{key} {value}" for key, value in given.items() if value and key != "train_batch_size"]
+    suffix = f" with {' and '.join(fixed)} from {path}" if fixed else f" ({path} fixes no batch size)"
     if micro is None:
         accumulation = accumulation or 1
-        micro = total // (world * accumulation)
-    elif accumulation is None:
+        units, odd = divmod(total, accumulation * unit)
+        if odd or units < world:
+            least = accumulation * unit
+            nearest = max(round(total / least), world) * least
+            why = f"; {unit} images stay together" if unit > 1 else ""
+            raise UserError(
+                f"{owner} does not divide over {world} ranks{suffix}{why}; the nearest that does is {nearest}"
+            )
+        return Batch.over(world, total, accumulation, unit)
+    if accumulation is None:
         accumulation = max(total // (world * micro), 1)
-    if micro * accumulation * world != total or micro == 0:
-        unit = world * math.prod(given[key] or 1 for key in BATCH_KEYS[1:])
-        nearest = max(round(total / unit), 1) * unit
-        fixed = [f"{key} {value}" for key, value in given.items() if value and key != "train_batch_size"]
-        suffix = f" with {' and '.join(fixed)} from {path}" if fixed else f" ({path} fixes no batch size)"
+    if micro * accumulation * world != total:
+        least = world * math.prod(given[key] or 1 for key in BATCH_KEYS[1:])
+        nearest = max(round(total / least), 1) * least
         raise UserError(f"{owner} does not divide over {world} ranks{suffix}; the nearest that does is {nearest}")
-    return Batch(total, micro, accumulation)
+    return Batch(total, micro, accumulation, unit)
 
 
 def _unknown_keys(config: dict[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, lcm
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Job:
         found, batch = self.recipe.stages[stage], self.batches.get(stage)
         if not isinstance(found, Pretrain):
             return None
-        return batch.micro * self.world * (batch.accumulation if found.contrast == "batch" else 1) - 1
+        return batch.total // (1 if found.contrast == "batch" else batch.accumulation) - 1
 
     def steps(self, stage: str) -> int:
         """Return the optimizer steps of a whole training stage; `train.max_steps` may end it earlier."""
@@ -88,10 +88,6 @@ def resolve(
             raise UserError(
                 f"{source}: stages.{name}.batch_size {batch.total} exceeds the {samples} images of data.train; lower it"
             )
-        if getattr(recipe.stages[name], "mix", None) and batch.micro % 2:
-            raise UserError(
-                f"{source}: stages.{name}.mix pairs images, the {batch.micro} per rank are odd; change batch_size"
-            )
         stage = recipe.stages[name]
         images = max(batch.micro * len(stage.views), stage.evaluation_batch // world)  # of one batch
         loader.check_shared_memory(recipe.data.workers, dist.ranks_here(), images * 3 * recipe.spec.image_size**2)
@@ -112,10 +108,15 @@ def plan(job: Job) -> str:
         order = job.order(name)
         negatives = f", {job.negatives(name)} negatives per query" if _is_pretrain(recipe, name) else ""
         lines.append(
-            f"stage {name}: {job.steps(name)} steps of {batch.total} images = {batch.micro} x {batch.accumulation} "
-            f"accumulated x {job.world} ranks, {_tail(order)}{negatives}"
+            f"stage {name}: {job.steps(name)} steps of {batch.total} images = {_per_rank(batch, job.world)} x "
+            f"{batch.accumulation} accumulated x {job.world} ranks, {_tail(order)}{negatives}"
         )
     return "\n".join([*lines, _memory(job)])
+
+
+def _per_rank(batch: Batch, world: int) -> str:
+    least = min(len(batch.share(rank, world)) for rank in range(world))
+    return str(batch.micro) if least == batch.micro else f"{least} or {batch.micro}"
 
 
 def _tail(order: TrainingOrder) -> str:
@@ -180,12 +181,17 @@ def _ep_sizes(recipe: Recipe, world: int, source: str) -> dict[str, int]:
 def _batch(
     recipe: Recipe, name: str, stage: TrainingStage, ds: dict[str, Any], ds_path: str, source: str, world: int
 ) -> Batch:
-    batch = ds_config.batch(ds, ds_path, source, name, stage.batch_size, world)
-    group = recipe.moe.group_images
-    if recipe.spec.experts and batch.micro % group:
+    group = recipe.moe.group_images if recipe.spec.experts else 1
+    unit = lcm(group, 2 if getattr(stage, "mix", None) else 1)  # mixing pairs images
+    batch = ds_config.batch(ds, ds_path, source, name, stage.batch_size, world, unit)
+    if batch.micro % group:
         raise UserError(
             f"{source}: moe.group_images {group} does not divide the {batch.micro} images per rank of stages.{name} "
             f"(batch_size {batch.total}, {world} ranks, accumulation {batch.accumulation}); "
             f"set it to {gcd(group, batch.micro)} or change batch_size"
+        )
+    if batch.micro % unit:
+        raise UserError(
+            f"{source}: stages.{name}.mix pairs images, the {batch.micro} per rank are odd; change batch_size"
         )
     return batch

@@ -104,13 +104,14 @@ def shares(samples: Sequence[int], weights: Sequence[float] | None) -> list[int]
     return places.tolist()
 
 
-def micro_batches(
-    order: TrainingOrder, steps: range, rank: int, world: int, micro: int, accumulation: int
-) -> Iterator[Slots]:
-    """Yield one rank's micro-batches: each is a run of neighbours in the global batch, so routing groups stay whole."""
+def micro_batches(order: TrainingOrder, steps: range, share: range, accumulation: int = 1) -> Iterator[Slots]:
+    """Yield one rank's micro-batches: each is a run of neighbours in the global batch, so routing groups stay whole.
+
+    share: its places of each of the `accumulation` turns into which the batch is cut.
+    """
     for step in steps:
         for turn in range(accumulation):
-            yield order.slots(step, (turn * world + rank) * micro, micro)
+            yield order.slots(step, turn * (order.batch_size // accumulation) + share.start, len(share))
 
 
 def evaluation_batches(samples: int, rank: int, world: int, batch: int) -> Iterator[Slots]:

@@ -22,11 +22,10 @@ class Meter:
 
     def add(self, loss: Tensor, reports: Reports, images: int) -> None:
         """Count one micro-batch. loss: scalar objective without balance losses; images: of this rank."""
-        self._losses.append(loss.detach().float())
+        self._losses.append(images * loss.detach().float())
         self._images += images
-        self._balance.append(
-            sum(r.balance.detach().float() for r in reports.values()) + torch.zeros((), device=loss.device)
-        )
+        balance = sum(r.balance.detach().float() for r in reports.values()) + torch.zeros((), device=loss.device)
+        self._balance.append(images * balance)
         for name, report in reports.items():
             self._moe[name] = self._moe.get(name, 0) + report.sums
 
@@ -41,16 +40,16 @@ class Meter:
         """
         seconds = time.perf_counter() - self._since
         own = [torch.stack(self._losses).sum().view(1), torch.stack(self._balance).sum().view(1)]
-        own.append(torch.tensor([len(self._losses), self._images, self._waited / seconds], device=own[0].device))
+        own.append(torch.tensor([self._images, self._waited / seconds], device=own[0].device))
         sums = dist.all_reduce(torch.cat([*own, *self._moe.values()]))
-        loss, balance, passes, images, waited = sums[:5].tolist()
+        loss, balance, images, waited = sums[:4].tolist()
         figures = {
-            "loss": loss / passes,
-            "balance_loss": balance / passes,
+            "loss": loss / images,
+            "balance_loss": balance / images,
             "images_per_second": images / seconds,
             "data_wait": waited / dist.world_size(),
         }
-        at = 5
+        at = 4
         for name, mine in self._moe.items():
             layer = stats.read(sums[at : at + len(mine)].cpu(), self.top_k[name.rpartition(".")[2]])
             self.items[name] = sums[at : at + len(mine) - 3].long().tolist()

@@ -1,5 +1,7 @@
 """The contrastive loss of MoCo v3 (InfoNCE over the global batch, algorithm 1)."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,19 +9,20 @@ from torch import Tensor
 from sparse_mlp_ds import dist
 
 
-def symmetric_info_nce(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
-    """Return ctr(q1, k2) + ctr(q2, k1), a scalar: this rank's share of a mean over the global batch.
+def symmetric_info_nce(queries: Tensor, keys: Tensor, temperature: float, images: Sequence[int] = ()) -> Tensor:
+    """Return ctr(q1, k2) + ctr(q2, k1), a scalar: the mean over this rank's images.
 
-    queries, keys: [2, B, D], the two views' outputs of the online and the momentum net for the same B images. Each
-    query is contrasted with the keys of all ranks' images in the other view; keys carry no gradient.
-    ctr(q, k) = 2 T x cross-entropy(q k / T, own image).
+    queries, keys: [2, B, D], the two views' outputs of the online and the momentum net for the same B images. images:
+    every rank's B, if they are not all alike. Each query is contrasted with the keys of all ranks' images in the other
+    view; keys carry no gradient. ctr(q, k) = 2 T x cross-entropy(q k / T, own image).
     """
     queries = F.normalize(queries.float(), dim=-1)
     keys = F.normalize(keys.float(), dim=-1)
-    batch = queries.shape[1]
-    targets = torch.arange(batch, device=queries.device) + dist.rank() * batch
+    batch, rank = queries.shape[1], dist.rank()
+    first = sum(images[:rank]) if images else rank * batch
+    targets = torch.arange(first, first + batch, device=queries.device)
     loss = queries.new_zeros(())
     for query, key in ((queries[0], keys[1]), (queries[1], keys[0])):
-        logits = query @ dist.all_gather(key).T / temperature  # [B, world x B]
+        logits = query @ dist.all_gather(key, images).T / temperature  # [B, all ranks' B]
         loss = loss + F.cross_entropy(logits, targets) * (2 * temperature)
     return loss

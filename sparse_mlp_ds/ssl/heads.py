@@ -19,10 +19,11 @@ class GlobalBatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Every rank must bring the same number of rows. Statistics are float32 under every precision."""
-        mean = dist.mean(x.float().mean(dim=0))
-        centred = x.float() - mean
-        variance = dist.mean(centred.square().mean(dim=0))
+        """Statistics are float32 under every precision; ranks may bring other numbers of rows."""
+        rows = x.new_full((1,), len(x), dtype=torch.float32)
+        sums, rows = dist.total(torch.cat([x.float().sum(dim=0), rows])).split([x.shape[1], 1])
+        centred = x.float() - sums / rows
+        variance = dist.total(centred.square().sum(dim=0)) / rows
         normal = (centred * (variance + self.eps).rsqrt()).to(x.dtype)
         return normal if self.weight is None else normal * self.weight + self.bias
 

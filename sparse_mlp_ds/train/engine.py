@@ -82,7 +82,7 @@ def build(
     """
     update = _update_rule(optimizer, parameter_groups(module, optimizer.weight_decay, rate_scale))
     config = ds_config | {
-        "train_batch_size": batch.total,
+        "train_batch_size": batch.micro * batch.accumulation * dist.world_size(),  # which it insists on
         "train_micro_batch_size_per_gpu": batch.micro,
         "gradient_accumulation_steps": batch.accumulation,
         "zero_allow_untested_optimizer": True,

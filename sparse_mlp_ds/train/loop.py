@@ -101,7 +101,9 @@ def _train(
     # ---- its data, from the very sample where it stopped
     order, progress.data, progress.negatives = job.order(name), job.data_fingerprint, job.negatives(name)
     steps = range(progress.stage_step, last)
-    slots = micro_batches(order, steps, dist.rank(), dist.world_size(), batch.micro, batch.accumulation)
+    here, world = dist.rank(), dist.world_size()
+    slots = micro_batches(order, steps, batch.share(here, world), batch.accumulation)
+    weight = batch.weight(here, world)
     data = job.recipe.data
     dataset = loader.ShardDataset(
         join(job.train), job.recipe.spec.image_size, data.classes, method.views, job.recipe.train.seed, order,
@@ -133,11 +135,11 @@ def _train(
         watch.at("forward")
         for loss, reports in method.losses(engine, [one.to(dist.device()) for one in images]):
             watch.at("backward")
-            engine.backward(loss + sum(report.balance for report in reports.values()))
+            engine.backward(weight * (loss + sum(report.balance for report in reports.values())))
             watch.at("update")
             engine.step()
             watch.at("forward")
-            meter.add(loss, reports, batch.micro)
+            meter.add(loss, reports, len(batch.share(here, world)))
         watch.at("update")
         skipped.check(engine.skipped_steps)
         progress.skipped = skipped.count

@@ -46,6 +46,9 @@ class Pretraining:
         engines.join_expert_groups(self.averaged)
         self.filled = self.module
         self.negatives = job.negatives(name)
+        batch = job.batches[name]
+        self.shares = [batch.share(rank, job.world) for rank in range(job.world)]
+        self.weight = batch.weight(dist.rank(), job.world)
         self.knn_steps = round((stage.knn_every_epochs or 0) * job.order(name).steps_per_epoch)
         self._measured: dict[str, float] = {}
 
@@ -76,7 +79,9 @@ class Pretraining:
             momentum_features = torch.cat([self._by_view(self.averaged(images)) for images, _ in views], dim=1)
         leaf = features.flatten(0, 1).requires_grad_()  # [2 A B, C]
         loss = self._contrast(leaf, momentum_features.flatten(0, 1))
-        scale = getattr(engine.optimizer, "loss_scale", 1.0)  # of fp16, in which small gradients would vanish
+        # Batch norm ties the ranks' losses together, so each counts here as it will. The other factor is that of fp16,
+        # in which small gradients would vanish.
+        scale = self.weight * getattr(engine.optimizer, "loss_scale", 1.0)
         (gradient,) = torch.autograd.grad(scale * loss, leaf, retain_graph=True)
         gradient = (gradient.float() / scale).view_as(features)
         parts = gradient.split([len(batch.numbers) for batch in batches], dim=1)
@@ -95,7 +100,10 @@ class Pretraining:
     def _contrast(self, features: Tensor, momentum_features: Tensor) -> Tensor:
         """Return the loss of features [2 B, C] of the online and the momentum net."""
         queries, keys = self.module.queries(features), self.averaged.keys(momentum_features)
-        return symmetric_info_nce(self._by_view(queries), self._by_view(keys), self.stage.temperature)
+        queries, keys = self._by_view(queries), self._by_view(keys)
+        turns = queries.shape[1] // len(self.shares[dist.rank()])
+        images = [turns * len(share) for share in self.shares]
+        return symmetric_info_nce(queries, keys, self.stage.temperature, images)
 
     @staticmethod
     def _by_view(x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """MoCo v3 at its smallest: recipes, images and the method itself, as tests of it need them."""
 
 import dataclasses
+from math import gcd
 from types import SimpleNamespace
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from sparse_mlp_ds.config import load_recipe
 from sparse_mlp_ds.data.loader import Batch as Images
+from sparse_mlp_ds.ds_config import Batch
 from sparse_mlp_ds.train.pretrain import Pretraining
 
 BATCH, MOMENTUM = 16, 0.9
@@ -37,11 +39,18 @@ def wake(module: nn.Module) -> None:
             parameter.data = 1 + 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
-def method(made, world: int):
-    """MoCo v3 of a recipe, its experts on all ranks, without data or a run folder around it."""
-    sizes = {kind: min(world, 4) for kind in made.spec.experts}
+def method(made, world: int, batch: Batch | None = None):
+    """MoCo v3 of a recipe, its experts on as many ranks as can be, without data or a run folder around it."""
     order = SimpleNamespace(steps_per_epoch=10)
-    job = SimpleNamespace(recipe=made, ep_sizes=sizes, steps=lambda _: 10, order=lambda _: order, negatives=lambda _: 0)
+    job = SimpleNamespace(
+        recipe=made,
+        world=world,
+        ep_sizes={kind: gcd(world, 4) for kind in made.spec.experts},
+        batches={"pretrain": batch or Batch.over(world, BATCH)},
+        steps=lambda _: 10,
+        order=lambda _: order,
+        negatives=lambda _: 0,
+    )
     built = Pretraining(job, "pretrain")
     wake(built.module)
     return built

@@ -20,9 +20,10 @@ def _freeze(zero: int, names: tuple[str, ...]):
         model = tiny.model(2)
         model.patch_embed.requires_grad_(False)
         before = {n: p.detach().clone() for n, p in model.named_parameters()}
-        share = Batch(tiny.IMAGES, tiny.IMAGES // dist.world_size(), 1)
+        share = Batch.over(dist.world_size(), tiny.IMAGES)
         config = {"zero_optimization": {"stage": zero}, "gradient_clipping": 1.0}
         built = engines.build(model, Optimizer(name=name, base_lr=1.0, weight_decay=0.1), share, config)
+        built.batch = share
         for number in range(2):
             tiny.step(built, number)
         frozen = [n for n in before if n.startswith("patch_embed")]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_mlp_ds import dist, job
+from sparse_mlp_ds import job
 from sparse_mlp_ds.config import load_recipe, shipped
 from sparse_mlp_ds.data import loader, sources
 from sparse_mlp_ds.data.index import join
@@ -68,7 +68,7 @@ def first_steps(data: Path, names: list[str]) -> dict[str, dict]:
             images = loader.ShardDataset(
                 join(run.train), recipe.spec.image_size, 10, method.views, 0, order, cache=sources.cache(recipe.data)
             )
-            slots = micro_batches(order, range(1), dist.rank(), 1, BATCH, 1)
+            slots = micro_batches(order, range(1), range(BATCH))
             ((loss, reports),) = method.losses(method.module, [next(loader.load(images, slots, 0))])
             balance = sum((report.balance for report in reports.values()), torch.zeros(()))
             (loss + balance).backward()

@@ -8,7 +8,8 @@ import torch
 
 from tests.ranks import harness, tiny
 
-TOPOLOGIES = [(1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4)]
+TOPOLOGIES = [(1, 1), (2, 1), (2, 2), (3, 1), (4, 1), (4, 2), (4, 4)]
+"""Ranks and ep_size; three ranks have 4, 4 and 8 of the 16 images."""
 SPARSE_MLP = [{"zero": zero, "top_k": top_k} for zero in (0, 1, 2) for top_k in (1, 2)]
 OTHERS = [{"zero": zero, "family": f} for zero in (0, 2) for f in ("mixer", "gmlp", "amlp", "vit", "vmoe", "widenet")]
 OTHERS_WITH_EXPERTS = [{"zero": zero, "family": f, "top_k": 1} for zero in (0, 1, 2) for f in ("vmoe", "widenet")]

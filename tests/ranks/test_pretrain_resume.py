@@ -20,7 +20,7 @@ def _train(zero: int, precision: dict, start: str | None, first: int, last: int,
     method = moco.method(recipe, world)
     if not start:
         method.begin()
-    share = Batch(moco.BATCH, moco.BATCH // world, 1)
+    share = Batch.over(world, moco.BATCH)
     config = {"zero_optimization": {"stage": zero}, "gradient_clipping": 1.0} | precision
     engine = engines.build(method.module, recipe.stages["pretrain"].optimizer, share, config)
     if start:

@@ -80,23 +80,26 @@ def build_engine(
 ):
     """An engine of the tiny model on this rank's share of the batch."""
     config = {"zero_optimization": {"stage": zero}, "gradient_clipping": clip, **ds}
-    share = Batch(IMAGES, IMAGES // dist.world_size(), 1)
-    built = model(ep_size, top_k, family, experts_s, group_images=group_images)
-    return engine.build(built, Optimizer(name=optimizer, base_lr=1.0), share, config)
+    share = Batch.over(dist.world_size(), IMAGES, unit=group_images)
+    made = model(ep_size, top_k, family, experts_s, group_images=group_images)
+    built = engine.build(made, Optimizer(name=optimizer, base_lr=1.0), share, config)
+    built.batch = share
+    return built
 
 
 def step(built, number: int) -> tuple[float, float, float]:
     """One optimizer step; returns the global objective, the balance loss and the gradient norm."""
     images, labels = batch()
-    mine = slice(dist.rank() * IMAGES // dist.world_size(), (dist.rank() + 1) * IMAGES // dist.world_size())
+    here, world = dist.rank(), dist.world_size()
+    mine, weight = list(built.batch.share(here, world)), built.batch.weight(here, world)
     keys = rng.sample_keys(7, torch.arange(IMAGES) + number * IMAGES, "test")[mine]
     engine.set_learning_rate(built, 1e-2)
     logits, reports = built(images[mine].to(built.module.head.weight.dtype), keys)
     loss = torch.nn.functional.cross_entropy(logits.float(), labels[mine])
     balance = sum((report.balance for report in reports.values()), torch.zeros(()))
-    built.backward(loss + balance)
+    built.backward(weight * (loss + balance))
     built.step()
-    sums = dist.all_reduce(torch.stack([loss.detach(), balance.detach()])) / dist.world_size()
+    sums = dist.all_reduce(weight * torch.stack([loss.detach(), balance.detach()])) / world
     return *sums.tolist(), built.gradient_norms.read()["grad_norm"]
 
 

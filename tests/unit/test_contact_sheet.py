@@ -68,7 +68,9 @@ def seen_by_stage(recipe, name, step, count):
             got.append(images.view(-1, MICRO, *images.shape[1:]).transpose(0, 1))
             raise StopHereError
 
-        for slots in micro_batches(order, range(step, step + 1), rank, WORLD, MICRO, count // WORLD // MICRO):
+        for slots in micro_batches(
+            order, range(step, step + 1), range(rank * MICRO, (rank + 1) * MICRO), count // WORLD // MICRO
+        ):
             with pytest.raises(StopHereError):
                 if stage.kind == "pretrain":
                     network(*Pretraining._images(method, dataset[slots]))

@@ -142,16 +142,36 @@ def test_batch(config, total, world, micro, accumulation):
     made = ds_config.batch(config, "ds.json", "r.yaml", "s", total, world)
     assert made == Batch(total, micro, accumulation)
     assert made.micro * made.accumulation * world == total
+    assert {made.weight(rank, world) for rank in range(world)} == {1.0}
+
+
+UNEVEN = [
+    # what the JSON fixes, the recipe's batch size, ranks, images that stay together -> images of each rank's turn
+    (fixed(), 100, 3, 1, [33, 33, 34]),
+    (fixed(), 4096, 24, 8, [168, 168, 176] * 8),
+    (fixed(accumulation=2), 128, 3, 8, [16, 24, 24]),
+]
+
+
+@pytest.mark.parametrize("config, total, world, unit, images", UNEVEN)
+def test_ranks_share_a_batch_that_does_not_divide(config, total, world, unit, images):
+    made = ds_config.batch(config, "ds.json", "r.yaml", "s", total, world, unit)
+    shares = [made.share(rank, world) for rank in range(world)]
+    assert [len(share) for share in shares] == images and max(images) == made.micro
+    assert [place for share in shares for place in share] == list(range(total // made.accumulation))
+    weights = [made.weight(rank, world) for rank in range(world)]
+    assert sum(weights) == pytest.approx(world)
+    assert all(w / n == pytest.approx(weights[0] / images[0]) for w, n in zip(weights, images, strict=True))
 
 
 CONFLICTS = [
     # what the JSON fixes, the recipe's batch size, ranks -> what is said
     (fixed(batch=100), 128, 1, ["conflicts with train_batch_size 100", "remove train_batch_size there"]),
-    (fixed(), 100, 3, ["does not divide over 3 ranks", "the nearest that does is 99"]),
+    (fixed(accumulation=3), 100, 3, ["does not divide over 3 ranks", "the nearest that does is 99"]),
     (fixed(), 2, 4, ["does not divide over 4 ranks", "the nearest that does is 4"]),
     (fixed(micro=48), 128, 1, ["train_micro_batch_size_per_gpu 48", "the nearest that does is 144"]),
     (fixed(micro=64), 128, 4, ["train_micro_batch_size_per_gpu 64", "the nearest that does is 256"]),
-    (fixed(accumulation=3), 128, 2, ["gradient_accumulation_steps 3", "the nearest that does is 126"]),
+    (fixed(accumulation=3), 128, 2, ["gradient_accumulation_steps 3", "the nearest that does is 129"]),
 ]
 
 

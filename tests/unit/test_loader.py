@@ -77,7 +77,7 @@ def test_few_uneven_tars_over_many_ranks_and_workers(index, world, workers):
     order = order_of(index, 12)
     share, steps = 12 // world, range(3 * order.steps_per_epoch)
     ranks = [
-        list(load(dataset(index, order), micro_batches(order, steps, rank, world, share, 1), workers))
+        list(load(dataset(index, order), micro_batches(order, steps, range(rank * share, (rank + 1) * share)), workers))
         for rank in range(world)
     ]
     assert {len(batches) for batches in ranks} == {len(steps)}
@@ -101,7 +101,13 @@ def test_a_stop_anywhere_resumes_on_other_ranks_workers_and_micro_batches(index,
     def run(steps, world, workers, micro):
         turns = 12 // (world * micro)
         ranks = [
-            list(load(dataset(index, order), micro_batches(order, steps, rank, world, micro, turns), workers))
+            list(
+                load(
+                    dataset(index, order),
+                    micro_batches(order, steps, range(rank * micro, (rank + 1) * micro), turns),
+                    workers,
+                )
+            )
             for rank in range(world)
         ]
         return [value for turn in zip(*ranks, strict=True) for value in values(turn)]
@@ -117,8 +123,8 @@ def test_crops_belong_to_the_sample_and_not_to_the_rank(tmp_path):
     index = write(tmp_path, [[("1", buffer.getvalue())] * 8])
     order = order_of(index, 8)
     data = dataset(index, order, (View(), View()))
-    (whole,) = load(data, micro_batches(order, range(1), 0, 1, 8, 1), 0)
-    parts = [next(load(data, micro_batches(order, range(1), rank, 4, 2, 1), 0)) for rank in range(4)]
+    (whole,) = load(data, micro_batches(order, range(1), range(8)), 0)
+    parts = [next(load(data, micro_batches(order, range(1), range(2 * rank, 2 * rank + 2)), 0)) for rank in range(4)]
     assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
     assert whole.images.shape == (8, 2, 3, SIZE, SIZE)
     assert len({image.numpy().tobytes() for views in whole.images for image in views}) == 16
@@ -151,7 +157,7 @@ def test_the_next_sample_stands_in_for_a_bad_one(damaged, workers):
     assert [(d.key, d.reason) for s in damaged.shards for d in s.defects] == [("0025", "empty image")]
     order = order_of(damaged, 13)
     epoch = [sample for step in range(3) for sample in order.slots(step, 0, 13).samples.tolist()]
-    batches = list(load(dataset(damaged, order), micro_batches(order, range(3), 0, 1, 13, 1), workers))
+    batches = list(load(dataset(damaged, order), micro_batches(order, range(3), range(13)), workers))
     expected = []
     for place in range(39):
         sample = next(epoch[(place + d) % 39] for d in range(39) if epoch[(place + d) % 39] not in BAD)
@@ -174,7 +180,7 @@ def test_a_tar_that_shrank_since_it_was_indexed_costs_its_lost_samples_alone(tmp
     tar = Path(index.shards[1].path)
     os.truncate(tar, int(index.shards[1].offsets[4]) + 1)
     order = order_of(index, 12)
-    (batch,) = load(dataset(index, order), micro_batches(order, range(1), 0, 1, 12, 1), 0)
+    (batch,) = load(dataset(index, order), micro_batches(order, range(1), range(12)), 0)
     assert sorted(bad.key for bad in batch.bad) == ["0010", "0011"]
     assert {bad.reason for bad in batch.bad} == {"read"}
     assert not set(values([batch])) & {10, 11}
@@ -184,14 +190,14 @@ def test_a_data_set_without_a_good_sample_ends_in_one_line(tmp_path):
     index = write(tmp_path, [[("0", b"no image")] * 3])
     order = order_of(index, 3)
     with pytest.raises(UserError, match=r"some-000000\.tar: .* cannot be used.*remake it"):
-        next(load(dataset(index, order), micro_batches(order, range(1), 0, 1, 3, 1), 0))
+        next(load(dataset(index, order), micro_batches(order, range(1), range(3)), 0))
 
 
 @pytest.mark.parametrize("limit, stops", [(3 / 39, False), (2 / 39, True)])
 def test_the_limit_names_the_worst_tar(damaged, limit, stops):
     order = order_of(damaged, 13)
     count = BadCount(limit, order.samples)
-    for batch in load(dataset(damaged, order), micro_batches(order, range(3), 0, 1, 13, 1), 0):
+    for batch in load(dataset(damaged, order), micro_batches(order, range(3), range(13)), 0):
         count.add(batch.bad, epoch=0)
     if stops:
         with pytest.raises(UserError, match=r"3 of 39 samples are bad.*worst is .*some-000000\.tar with 2.*'000"):
@@ -205,7 +211,7 @@ def test_the_limit_names_the_worst_tar(damaged, limit, stops):
 def test_the_limit_holds_for_each_epoch_anew(damaged):
     order = order_of(damaged, 13)
     count = BadCount(3 / 39, order.samples)
-    for step, batch in enumerate(load(dataset(damaged, order), micro_batches(order, range(9), 0, 1, 13, 1), 0)):
+    for step, batch in enumerate(load(dataset(damaged, order), micro_batches(order, range(9), range(13)), 0)):
         count.add(batch.bad, epoch=step // 3)
     assert sum(count.read().values()) == 9
 
@@ -214,7 +220,7 @@ def test_what_was_found_is_kept_for_one_epoch_alone(damaged):
     """A long run meets the same bad samples in every epoch."""
     order = order_of(damaged, 13)
     count = BadCount(3 / 39, order.samples)
-    for step, batch in enumerate(load(dataset(damaged, order), micro_batches(order, range(9), 0, 1, 13, 1), 0)):
+    for step, batch in enumerate(load(dataset(damaged, order), micro_batches(order, range(9), range(13)), 0)):
         count.add(batch.bad, epoch=step // 3)
     assert len(count.found) == 3
 
@@ -225,7 +231,7 @@ def test_what_was_found_is_kept_for_one_epoch_alone(damaged):
 def test_a_dead_loader_process_gives_one_line(index):
     order = order_of(index, 12)
     before = set(psutil.Process().children(recursive=True))
-    batches = load(dataset(index, order), micro_batches(order, range(5000), 0, 1, 12, 1), 1)
+    batches = load(dataset(index, order), micro_batches(order, range(5000), range(12)), 1)
     next(batches)
     (worker,) = set(psutil.Process().children(recursive=True)) - before
     os.kill(worker.pid, signal.SIGKILL)
@@ -240,7 +246,7 @@ def test_a_loader_process_does_not_end_when_everybody_is_asked_to_stop(index):
     before, threads = set(psutil.Process().children(recursive=True)), torch.get_num_threads()
     torch.set_num_threads(4)  # a loader process gets threads of torch's if its parent has them
     try:
-        batches = load(dataset(index, order), micro_batches(order, range(50), 0, 1, 12, 1), 1)
+        batches = load(dataset(index, order), micro_batches(order, range(50), range(12)), 1)
         next(batches)
     finally:
         torch.set_num_threads(threads)
@@ -255,7 +261,7 @@ def test_memory_stays_flat_over_epochs(index):
     order = order_of(index, 4, pad=True)
     data = dataset(index, order)
     process, held = psutil.Process(), []
-    for step, _ in enumerate(load(data, micro_batches(order, range(40 * order.steps_per_epoch), 0, 1, 4, 1), 0)):
+    for step, _ in enumerate(load(data, micro_batches(order, range(40 * order.steps_per_epoch), range(4)), 0)):
         if step in (4 * order.steps_per_epoch, 40 * order.steps_per_epoch - 1):
             held.append((process.memory_info().rss, process.num_fds()))
     (first, files), (last, files_later) = held
@@ -268,7 +274,7 @@ def test_few_files_are_open_however_many_tars_there_are(tmp_path, monkeypatch):
     index = write(tmp_path, numbered([1] * 12))
     order, before = order_of(index, 12), psutil.Process().num_fds()
     data = dataset(index, order)
-    (batch,) = load(data, micro_batches(order, range(1), 0, 1, 12, 1), 0)
+    (batch,) = load(data, micro_batches(order, range(1), range(12)), 0)
     assert sorted(values([batch])) == list(range(12))
     assert psutil.Process().num_fds() - before == 3
 

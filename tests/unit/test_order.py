@@ -32,7 +32,9 @@ def pairs(slots):
 def by_rank(steps, world, accumulation, order=ORDER):
     """Each rank's list of micro-batches."""
     micro = order.batch_size // (world * accumulation)
-    ranks = (micro_batches(order, steps, rank, world, micro, accumulation) for rank in range(world))
+    ranks = (
+        micro_batches(order, steps, range(rank * micro, (rank + 1) * micro), accumulation) for rank in range(world)
+    )
     return [[pairs(slots) for slots in rank] for rank in ranks]
 
 
