@@ -43,7 +43,7 @@ def run(job: Job, watch: Watch) -> None:
     if dist.rank() == 0:
         say(plan(job))
         if folder.start:
-            say(f"resuming from {folder.start.path}")
+            say(f"resuming from {folder.start.path}{_moved(job, folder.start.manifest.get('topology', {}))}")
     sinks = open_sinks(folder.path, job.recipe.log, job.recipe.name, folder.progress.step) if dist.rank() == 0 else []
     for name, stage in job.recipe.stages.items():
         if folder.progress.is_done(name):
@@ -215,12 +215,26 @@ def _state(job: Job, folder: RunFolder, engine: Any, method: Method) -> tuple[in
         "progress": vars(progress),
         "recipe": job.recipe.model_dump(mode="json"),
         "ds_config": job.ds_config,
-        "topology": {
-            "world_size": job.world,
-            "ep_sizes": job.ep_sizes,
-            "zero_stage": engines.zero_stage(job.ds_config),
-        },
+        "topology": _topology(job),
         "classes": job.val.classes,
     }
     ends = [entry["last_step"] for entry in progress.done if "last_step" in entry]
     return progress.step, state.pieces(engine, method.averaged), about, ends
+
+
+def _topology(job: Job) -> dict[str, Any]:
+    return {
+        "world_size": job.world,
+        "ep_sizes": job.ep_sizes,
+        "zero_stage": engines.zero_stage(job.ds_config),
+    }
+
+
+def _moved(job: Job, before: dict[str, Any]) -> str:
+    """Return what is another topology now than that which wrote a checkpoint; empty if nothing is."""
+    changes = [
+        f"{key.replace('_', ' ')} {before[key]} -> {now}"
+        for key, now in _topology(job).items()
+        if before.get(key, now) != now
+    ]
+    return f", written on another topology: {', '.join(changes)}" if changes else ""

@@ -1,5 +1,6 @@
 """Four hosts over ssh of which one is wrong, or goes away: the whole run ends, says why, and leaves nothing behind."""
 
+import json
 import re
 import subprocess
 import time
@@ -28,9 +29,9 @@ class Command:
         (folder / "start").write_text(
             f"cd {folder}\nexport PYTHONPATH={REPOSITORY} WANDB_API_KEY=$(cat key)\n"
             f"exec {DEEPSPEED} --hostfile hostfile --num_nodes {nodes} {REPOSITORY}/train.py --recipe small.yaml "
-            f"--ds_config {MOE} --out run\n"
+            f"--ds_config {MOE} --out run --set checkpoint.every_steps=1 --set stages.train.batch_size=80\n"
         )
-        self.log = folder / "log"
+        self.log = folder / f"log-{nodes}"
         enter = ["nsenter", f"--target={lab._first}", *_NAMESPACES]
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
@@ -71,27 +72,43 @@ def test_three_hosts_for_four_and_another_version_on_one(tmp_path):
     assert "Traceback" not in command.output() and not (tmp_path / "run").exists()
 
 
-def test_a_host_that_vanishes(tmp_path):
-    with FourHosts(tmp_path / "lab", count=3) as lab:
-        command = Command(lab, tmp_path, 3, lab.names)
-        deadline = time.monotonic() + 400
-        while not re.search(r"train +2/", command.output()):
-            assert command.process.poll() is None and time.monotonic() < deadline, command.output()
-            time.sleep(0.5)
+def _wait_for(command: Command, said: str) -> None:
+    deadline = time.monotonic() + 400
+    while not re.search(said, command.output()):
+        assert command.process.poll() is None and time.monotonic() < deadline, command.output()
+        time.sleep(0.5)
+
+
+def _gone_within(command: Command, folder: Path, seconds: float) -> float:
+    started = time.monotonic()
+    while left := _of_run(folder):
+        assert time.monotonic() - started < seconds, (left, command.output())
+        time.sleep(0.2)
+    return time.monotonic() - started
+
+
+def test_a_host_that_vanishes_and_a_run_that_goes_on_without_it(tmp_path):
+    with FourHosts(tmp_path / "lab") as lab:
+        command = Command(lab, tmp_path, 4, lab.names)
+        _wait_for(command, r"train +3/")
 
         # what the user's shell knows has reached every rank, and is to be read nowhere
         told = [one.environ().get("WANDB_API_KEY") for one in _of_run(tmp_path, "sparse_mlp_ds.sentry")]
-        assert told == [KEY] * 3
+        assert told == [KEY] * 4
         assert KEY not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
         assert KEY not in command.output()
 
         lab.run("ip", "link", "set", "node3", "down", cwd=tmp_path)
-        started = time.monotonic()
-        while left := _of_run(tmp_path):
-            assert time.monotonic() - started < BOUND, (left, command.output())
-            time.sleep(0.2)
+        took = _gone_within(command, tmp_path, BOUND)
         assert command.process.wait(10) not in (0, 85)
-        took = time.monotonic() - started
+
+        rest = Command(lab, tmp_path, 3, [name for name in lab.names if name != "node3"])
+        _wait_for(rest, r"resuming from run/checkpoints/step_\d+, written on another topology: world size 4 -> 3")
+        _wait_for(rest, r"train +\d+/")
+        (tmp_path / "run/stop").touch()
+        assert rest.process.wait(120) == 85, rest.output()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)) and "80 images = 24 or 32 x 1 accumulated x 3 ranks" in rest.output()
     (report,) = [line for line in command.output().splitlines() if "FAILED FIRST" in line]
     assert re.search(r"rank 2 on node3 at step \d+ of stage train, in \w+: nothing was heard of it", report), report
     print(f"gone after {took:.1f} s")
