@@ -1,10 +1,12 @@
-"""The same two ranks under every launcher of this machine: the same losses."""
+"""The same two ranks under every launcher of this machine: the same losses, asked to stop on the way or not."""
 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -15,21 +17,29 @@ from tests.e2e.launcher import DEEPSPEED, MOE, REPOSITORY, small_recipe
 pytestmark = pytest.mark.timeout(600)
 
 TRAIN = str(REPOSITORY / "train.py")
-SHORT = ("--recipe", "small.yaml", "--ds_config", MOE, "--set", "train.max_steps=1", "--out", "run")
+SHORT = ("--recipe", "small.yaml", "--ds_config", MOE, "--set", "train.max_steps=30", "--out", "run")
 MPIRUN = ("mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "2")
 needs_mpi = pytest.mark.skipif(not shutil.which("mpirun"), reason="mpirun not installed: apt-get install openmpi-bin")
 
 
-def _start(folder: Path, *command: str, **env: str) -> tuple[int, str]:
-    """Run a command to its end, and whatever it started too; return its exit code and output."""
+def _start(folder: Path, *command: str, stop: bool = False, **env: str) -> tuple[int, str]:
+    """Run a command to its end, and whatever it started too; return its exit code and output.
+
+    stop: ask the second rank to stop as soon as a step is logged.
+    """
     log = folder / "log"
-    small_recipe(folder)
+    small_recipe(folder, epochs=3)
     with log.open("wb") as output:
         process = subprocess.Popen(
             list(map(str, command)), cwd=folder, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | env, start_new_session=True,
         )  # fmt: skip
         try:
+            if stop:
+                while not (folder / "run/metrics.jsonl").exists():
+                    assert process.poll() is None, log.read_text(errors="replace")
+                    time.sleep(0.02)
+                _ranks(process.pid)[1].send_signal(signal.SIGUSR1)
             code = process.wait(240)
         finally:
             for one in psutil.process_iter():
@@ -40,6 +50,20 @@ def _start(folder: Path, *command: str, **env: str) -> tuple[int, str]:
                     continue
             process.wait()
     return code, log.read_text(errors="replace")
+
+
+def _ranks(session: int) -> list[psutil.Process]:
+    """Return the processes of a session that are ranks, in the order in which they were started."""
+    found = []
+    for one in psutil.process_iter():
+        try:
+            command = one.cmdline()
+            mine = os.getsid(one.pid) == session or one.environ().get("PYTHONPATH", "").endswith(str(REPOSITORY))
+            if mine and TRAIN in command[1:3] and one.parent().cmdline() != command:  # those are its loaders
+                found.append(one)
+        except (psutil.Error, ProcessLookupError, AttributeError):
+            continue
+    return sorted(found, key=lambda one: one.create_time())
 
 
 def _losses(folder: Path, *command: str, **env: str) -> tuple[int, list[float]]:
@@ -61,14 +85,26 @@ def _without_mpi4py(folder: Path) -> str:
     return f"{folder}:{REPOSITORY}"
 
 
+def _stopped(folder: Path, code: int, *command: str, **env: str) -> None:
+    """Let the command be stopped; the next one goes on."""
+    found, output = _start(folder, *command, stop=True, **env)
+    assert found == code and "SIGUSR1, stopping after this step" in output, output
+    assert output.count("start again with the same command") == 1, output
+    assert "Traceback" not in output or code == 1, output  # torchrun makes one for any code but 0
+    assert not (folder / "run/summary.json").exists()
+
+
 def test_torchrun(expected, tmp_path):
     torchrun = Path(sys.executable).with_name("torchrun")
     command = (torchrun, "--nproc_per_node", "2", "--master_port", "29612", TRAIN, *SHORT)
-    assert _losses(tmp_path, *command, PYTHONPATH=_without_mpi4py(tmp_path)) == expected
+    env = {"PYTHONPATH": _without_mpi4py(tmp_path)}
+    _stopped(tmp_path, 1, *command, **env)  # torchrun's own, whatever a rank's is
+    assert _losses(tmp_path, *command, **env) == expected
 
 
 @needs_mpi
 def test_mpirun(expected, tmp_path):
+    _stopped(tmp_path, 85, *MPIRUN, sys.executable, TRAIN, *SHORT)
     assert _losses(tmp_path, *MPIRUN, sys.executable, TRAIN, *SHORT) == expected
 
 
@@ -80,7 +116,9 @@ def test_the_variables_of_srun(expected, tmp_path):
         'SLURM_PROCID=0 SLURM_LOCALID=0 "$@" && wait $!'
     )
     command = ("bash", "-c", tasks, "bash", sys.executable, TRAIN, *SHORT)
-    assert _losses(tmp_path, *command, PYTHONPATH=_without_mpi4py(tmp_path)) == expected
+    env = {"PYTHONPATH": _without_mpi4py(tmp_path)}
+    _stopped(tmp_path, 85, *command, **env)
+    assert _losses(tmp_path, *command, **env) == expected
 
 
 def test_nobody(tmp_path):
