@@ -7,6 +7,7 @@ of the same bytes, and at writing as many bytes one after the other.
 import argparse
 import json
 import os
+import random
 import statistics
 import tempfile
 import threading
@@ -95,13 +96,15 @@ def _round(built, saver: Saver, own: dict[str, torch.Tensor], size: int, folder:
     mine = folder / f"rank-{dist.rank()}"
     with _extra_memory() as extra:
         held = _timed(lambda: saver.start(step, state.pieces(built, None), ABOUT))
-        rest = _timed(lambda: saver.look(wait=True))
+        rest = _timed(lambda: _wait_for(saver, step))
+    saver.look(wait=True)  # the one before is removed
     plain = _timed(lambda: torch.save(own, mine))
     mine.unlink()
-    raw = _timed(lambda: _write(mine, size))
+    block = memoryview(random.randbytes(BLOCK))
+    raw = _timed(lambda: _write(mine, block, size))
     mine.unlink()
     found = saver.newest
-    checked = _timed(lambda: checkpoint.open_checkpoint(found.path))
+    checked = _timed(lambda: dist.on_rank_zero(lambda: checkpoint.open_checkpoint(found.path)))
     restored = _timed(lambda: state.restore(built, None, checkpoint.Reader(found), 1))
     return {
         "training held, s": held,
@@ -117,6 +120,11 @@ def _round(built, saver: Saver, own: dict[str, torch.Tensor], size: int, folder:
     }
 
 
+def _wait_for(saver: Saver, step: int) -> None:
+    while saver.newest is None or saver.newest.manifest["step"] != step:
+        time.sleep(0.002)
+
+
 def _timed(action) -> float:
     """Seconds until every rank is through."""
     dist.barrier()
@@ -126,8 +134,7 @@ def _timed(action) -> float:
     return time.perf_counter() - started
 
 
-def _write(path: Path, size: int) -> None:
-    block = memoryview(bytes(BLOCK))
+def _write(path: Path, block: memoryview, size: int) -> None:
     with path.open("wb", buffering=0) as file:
         for start in range(0, size, BLOCK):
             file.write(block[: size - start])

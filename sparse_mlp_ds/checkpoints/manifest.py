@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ MANIFEST = "manifest.json"
 FORMAT = 2
 LARGEST = 1 << 28
 """Bytes of a manifest; the largest model here needs a hundredth of it."""
+
+HASHING = 8
+"""Files that are hashed at the same time."""
 
 _FILE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _TENSOR = re.compile(r"[A-Za-z0-9_]+/[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
@@ -68,15 +72,19 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read a manifest and compare every file with it. Raises UserError naming what is wrong."""
     manifest = read_manifest(path)
-    for name, entry in manifest["files"].items():
-        file = path / name
-        if not file.is_file():
-            raise UserError(f"{file}: missing; use another checkpoint")
-        if leaves(file, path):
-            raise UserError(f"{file}: a link out of the folder; copy the file there")
-        if file.stat().st_size != entry["bytes"] or sha256(file) != entry["sha256"]:
-            raise UserError(f"{file}: differs from what was written (size or sha256); use another checkpoint")
+    with ThreadPoolExecutor(HASHING) as pool:
+        for _ in pool.map(lambda item: _check_file(path / item[0], item[1]), manifest["files"].items()):
+            pass  # raises what a file raised, in the manifest's order
     return Checkpoint(path, manifest)
+
+
+def _check_file(file: Path, entry: dict[str, Any]) -> None:
+    if not file.is_file():
+        raise UserError(f"{file}: missing; use another checkpoint")
+    if leaves(file, file.parent):
+        raise UserError(f"{file}: a link out of the folder; copy the file there")
+    if file.stat().st_size != entry["bytes"] or sha256(file) != entry["sha256"]:
+        raise UserError(f"{file}: differs from what was written (size or sha256); use another checkpoint")
 
 
 def numbered(folder: Path) -> list[Path]:
@@ -124,10 +132,10 @@ def step_of(path: Path) -> int:
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
+    digest, block = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(block):
+            digest.update(block[:size])
     return digest.hexdigest()
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 16 << 20
-"""Bytes written at once; while the disk takes a block, another thread hashes it."""
+"""Bytes written or hashed at once."""
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64"}
 
 
@@ -24,15 +24,22 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int | str]:
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8
-    digest = hashlib.sha256()
+    head = struct.pack("<Q", len(text)) + text
     with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as hashing:
-        for block in _blocks(struct.pack("<Q", len(text)) + text, tensors):
-            hashed = hashing.submit(digest.update, block)
+        # Hashing takes as long as the disk does, so neither waits for the other.
+        digest = hashing.submit(_sha256, head, tensors)
+        for block in _blocks(head, tensors):
             _write_all(file, block)
-            hashed.result()
         os.fsync(file.fileno())
         size = file.tell()
-    return {"bytes": size, "sha256": digest.hexdigest()}
+    return {"bytes": size, "sha256": digest.result()}
+
+
+def _sha256(head: bytes, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for block in _blocks(head, tensors):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def _blocks(head: bytes, tensors: Mapping[str, Tensor]):
