@@ -41,7 +41,7 @@ FORBIDDEN = {
         "cli",
     ),
 }
-FOUNDATIONS = ("errors", "rng", "host", "files", "discovery")
+FOUNDATIONS = ("errors", "rng", "host", "files", "discovery", "alike")
 SPEAKS_TO_DEEPSPEED = {
     "sparse_mlp_ds.moe.expert_parallel",
     "sparse_mlp_ds.train.engine",
