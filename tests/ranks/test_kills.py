@@ -24,6 +24,7 @@ ZERO_ONLY = PHASES[:1] + PHASES[3:]  # what rank 0 does for all
 
 def _arm(phase: str | float, turn: int, died: Path) -> None:
     """Let this rank die at the `turn`-th time it comes to a phase of saving, or after so many seconds."""
+
     def die() -> None:
         died.touch()
         os.kill(os.getpid(), signal.SIGKILL)
