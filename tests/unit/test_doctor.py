@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 
 from sparse_mlp_ds import cli, config
 from sparse_mlp_ds.doctor import ask, facts, hostfile, remote
@@ -185,6 +186,24 @@ def test_nobody_listens(monkeypatch):
         monkeypatch.setenv("SSH_CONNECTION", "127.0.0.1 50000 127.0.0.1 22")
         assert facts._call_back(port) == ("127.0.0.1", "")
     assert facts._call_back(port) == ("127.0.0.1", "Connection refused")
+
+
+def test_torch_is_asked_where_there_are_device_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(facts, "_DEVICE_FILES", (str(tmp_path),))
+    monkeypatch.setattr(facts, "_DRIVER", tmp_path / "version")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = facts._device()
+    assert found["blind"] and found["device"] == "cpu" and found["torch_seconds"] >= 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "NVIDIA H100")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27\n")
+    found = facts._device()
+    assert (found["device"], found["devices"], found["blind"]) == ("NVIDIA H100", 2, False)
+    assert found["driver"] == "CUDA 13.0, driver 580.65.06"
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "torch" in facts._device()["torch_error"]
 
 
 @pytest.mark.parametrize("kind", ["x86_64 Kernel Module", "Open Kernel Module for x86_64"])
