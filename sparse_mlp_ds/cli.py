@@ -1,13 +1,21 @@
 """`sparse-mlp-ds`: what is done around training.
 
-Exit codes: 0 done, 1 a run of a sweep failed or `checkpoint diff` found other weights, 2 bad usage or input.
+Exit codes: 0 done, 1 a run of a sweep failed or `checkpoint diff` found other weights, 2 bad usage or input, or
+something that `doctor` found wrong.
 """
 
 import argparse
 import json
 import sys
 
-from sparse_mlp_ds import checkpoint_commands, export_commands, predict_commands, shards_commands, sweep_commands
+from sparse_mlp_ds import (
+    checkpoint_commands,
+    doctor_commands,
+    export_commands,
+    predict_commands,
+    shards_commands,
+    sweep_commands,
+)
 from sparse_mlp_ds.errors import RunError, UserError
 
 
@@ -45,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     checkpoint_commands.add_to(commands)
     export_commands.add_to(commands)
     predict_commands.add_to(commands)
+    doctor_commands.add_to(commands)
     return parser
 
 

@@ -48,6 +48,14 @@ def recipe_path(name_or_path: str, given: str = "--recipe") -> Path:
     return RECIPES / f"{name_or_path}.yaml"
 
 
+def recipe_files(name_or_path: str) -> list[Path]:
+    """Return the files of a recipe that `load_recipe` has read: its own, and those of its bases."""
+    files = [recipe_path(name_or_path)]
+    while base := read_yaml(files[-1], "--recipe", "recipe").get("base"):
+        files.append(files[-1].parent / recipe_path(base))
+    return files
+
+
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a shipped recipe by name, or any by path, and apply `dotted.key=value` overrides.
 

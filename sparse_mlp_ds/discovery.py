@@ -77,7 +77,7 @@ def announce(environment: dict[str, str]) -> Place:
         environment.setdefault("MASTER_ADDR", address)
         environment.setdefault("MASTER_PORT", str(port))
     port = _number(environment, "MASTER_PORT")
-    if place.rank == 0 and "TORCHELASTIC_RUN_ID" not in environment and not _is_free(port):
+    if place.rank == 0 and "TORCHELASTIC_RUN_ID" not in environment and not is_free(port):
         raise UserError(
             f"MASTER_PORT: port {port} of {socket.gethostname()} is taken, perhaps by another run; give another "
             f"(deepspeed --master_port {free_port()}, otherwise MASTER_PORT={free_port()})"
@@ -90,6 +90,18 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return probe.getsockname()[1]
+
+
+def is_free(port: int) -> bool:
+    """Say whether a run could listen on a port of this host."""
+    with socket.socket() as probe:
+        # as the real one: what has just ended is no hindrance
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
 
 
 def _launched(env: Mapping[str, str]) -> Place | None:
@@ -193,15 +205,3 @@ def _number(env: Mapping[str, str], name: str, default: int | None = None) -> in
     if not str(text).isdecimal():
         raise UserError(f"{name}={text} in the environment is not a number; unset it, or let the launcher set it")
     return int(text)
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # as the real one: what has just ended is no hindrance
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-    return True

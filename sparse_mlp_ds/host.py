@@ -3,17 +3,21 @@
 import ctypes
 import os
 
-import torch
-
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 LARGEST = 256 << 20
 """Bytes of a tensor that is kept."""
 
 
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def share_cores(ranks: int) -> None:
     """Take this rank's share of the cores: with more threads than cores, small models train several times slower."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // ranks))
+    import torch
+
+    torch.set_num_threads(max(1, cores() // ranks))
 
 
 def keep_freed_memory() -> None:

@@ -15,6 +15,15 @@ from sparse_mlp_ds.data.sections import Data, Source
 from sparse_mlp_ds.errors import UserError
 
 
+def index_path(source: Source) -> str | None:
+    """Return where a source's index.json is, a file or a URL; None for a command that names none."""
+    if source.index or source.path.startswith("pipe:"):
+        return source.index
+    path = source.path.rstrip("/")
+    folder = path.rpartition("/")[0] or "." if path.rstrip("}").endswith(".tar") else path
+    return f"{folder}/{index_file.FILE_NAME}"
+
+
 def open_sources(data: Data, sources: tuple[Source, ...]) -> list[Index]:
     """Return each source's index, checked against local tars. Raises UserError."""
     indexes = [_open(source, data) for source in sources]
@@ -58,9 +67,9 @@ def _open(source: Source, data: Data) -> Index:
     elif path.startswith("pipe:"):
         raise UserError(f"data: '{path}' is a command; give its `index:` too, the index.json of these tars")
     else:
-        folder = path.rpartition("/")[0] if is_file else path.rstrip("/")
-        text = _read(f"{folder or '.'}/{index_file.FILE_NAME}")
-    index = index_file.parse(text, folder or ".")
+        where = index_path(source)
+        folder, text = where.removesuffix(f"/{index_file.FILE_NAME}"), _read(where)
+    index = index_file.parse(text, folder)
     if is_file:
         index = _selected(index, path, names)
     for one in index.shards:

@@ -4,30 +4,22 @@ Every rank says what it is, all see what all say, and all come to the same verdi
 within seconds instead of training something else.
 """
 
-import hashlib
-import os
 import platform
 import shutil
 import socket
 import sys
 import time
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-import sparse_mlp_ds
-from sparse_mlp_ds import dist, front_end
+from sparse_mlp_ds import alike, dist, front_end
 from sparse_mlp_ds.errors import ReportedError, UserError
 from sparse_mlp_ds.job import Job
 from sparse_mlp_ds.models import registry
-
-PACKAGES = ("torch", "deepspeed", "numpy", "pillow", "kornia", "safetensors", "pydantic", "psutil")
-CLOCK_SECONDS = 5.0
-"""By which clocks may differ."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +66,10 @@ def _facts(job: Job) -> Facts:
         ranks_here=dist.ranks_here(),
         expected_nodes=front_end.nodes() if dist.local_rank() == 0 else None,
         python=platform.python_version(),
-        packages=" ".join(f"{name} {_version(name)}" for name in PACKAGES),
-        code=_code(),
-        config=_digest(repr((job.recipe.model_dump(mode="json"), job.ds_config))),
-        data=_digest(job.data_fingerprint + "".join(one.sha256 for one in job.val.shards)),
+        packages=alike.packages(),
+        code=alike.code(Path(sys.argv[0])),
+        config=alike.digest(repr((job.recipe.model_dump(mode="json"), job.ds_config))),
+        data=alike.digest(job.data_fingerprint + "".join(one.sha256 for one in job.val.shards)),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         devices=torch.cuda.device_count(),
         clock=clock,
@@ -99,31 +91,10 @@ def _problems(everyone: list[Facts]) -> list[str]:
         if len(here) != here[0].ranks_here:
             problems.append(f"{host}: {here[0].ranks_here} ranks were started, {len(here)} joined; mend its slots")
         if 0 < here[0].devices < here[0].ranks_here:
-            problems.append(
-                f"{host}: {here[0].ranks_here} ranks but {here[0].devices} visible devices; lower its slots"
-            )
-    for name, fix in (
-        ("python", "use the same environment on all hosts"),
-        ("packages", "install requirements.txt on all hosts"),
-        ("code", "bring all hosts to the same version of this folder"),
-        ("config", "let all hosts read the same recipe and DeepSpeed JSON"),
-        ("data", "let all hosts see the same shards and index.json"),
-        ("device", "train on hosts with the same devices"),
-    ):
-        values: dict[str, list[str]] = {}
-        for facts in everyone:
-            values.setdefault(getattr(facts, name), [])
-            if facts.host not in values[getattr(facts, name)]:
-                values[getattr(facts, name)].append(facts.host)
-        if len(values) > 1:
-            odd = min(values.values(), key=len)
-            problems.append(f"{name} differs on {', '.join(odd)} from {len(hosts) - len(odd)} other hosts; {fix}")
-    clocks = {facts.host: facts.clock for facts in everyone}
-    middle = sorted(clocks.values())[len(clocks) // 2]
-    for host, clock in clocks.items():
-        if abs(clock - middle) > CLOCK_SECONDS:
-            problems.append(f"{host}: its clock is {clock - middle:+.0f} s off the others'; start its time service")
-    return problems
+            problems.append(f"{host}: {alike.few_devices(here[0].ranks_here, here[0].devices)}")
+    for name, fix in alike.FIXES.items():
+        problems += alike.differences(name, [(facts.host, getattr(facts, name)) for facts in everyone], fix)
+    return problems + alike.clocks({facts.host: facts.clock for facts in everyone})
 
 
 def _disk(job: Job) -> list[str]:
@@ -151,21 +122,3 @@ def _show(everyone: list[Facts]) -> None:
         row["packages"] = "as the first" if facts != first and facts.packages == first.packages else facts.packages
         table.add_row(*(str(row[name]) for name in columns))
     Console(stderr=True, width=160).print(table)
-
-
-def _code() -> str:
-    """Return what tells one version of this program from another, whether or not it is a git checkout."""
-    package = Path(sparse_mlp_ds.__file__).parent
-    files = [Path(sys.argv[0]), *sorted(package.rglob("*.py"))]
-    return _digest("".join(_digest(path.read_bytes()) for path in files if path.is_file()))
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "missing"
-
-
-def _digest(content: str | bytes) -> str:
-    return hashlib.sha256(os.fsencode(content)).hexdigest()[:8]

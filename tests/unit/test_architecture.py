@@ -24,6 +24,7 @@ FORBIDDEN = {
     "log": ("ssl", "train", "data", "hub", "job", "cli"),
     "hub": ("ssl", "train", "log", "job", "cli"),
     "train": ("hub", "cli"),
+    "doctor": ("dist", "models", "moe", "checkpoints", "weights", "ssl", "train", "data", "log", "hub", "job", "cli"),
     # a process of its own beside every rank, up in a moment: nothing of the package but itself
     "sentry": (
         "dist",
@@ -41,7 +42,7 @@ FORBIDDEN = {
         "cli",
     ),
 }
-FOUNDATIONS = ("errors", "rng", "host", "files", "discovery")
+FOUNDATIONS = ("errors", "rng", "host", "files", "discovery", "alike")
 SPEAKS_TO_DEEPSPEED = {
     "sparse_mlp_ds.moe.expert_parallel",
     "sparse_mlp_ds.train.engine",
@@ -109,6 +110,12 @@ def test_a_sentry_imports_nothing_large():
     own = {name for name in FILES if name.startswith("sparse_mlp_ds.sentry")}
     imported = {i.split(".")[0] for name in own for i in everywhere(FILES[name])}
     assert imported <= {"sparse_mlp_ds", "psutil"} | set(sys.stdlib_module_names)
+
+
+def test_a_host_that_looks_at_itself_imports_torch_only_for_its_devices():
+    looking = ("doctor.__main__", "doctor.facts", "alike", "discovery", "host", "errors")
+    imported = {i.split(".")[0] for name in looking for i in at_import(FILES[f"sparse_mlp_ds.{name}"])}
+    assert imported <= {"sparse_mlp_ds"} | set(sys.stdlib_module_names)
 
 
 def test_deepspeed_is_spoken_to_in_few_files():

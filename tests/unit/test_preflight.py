@@ -38,6 +38,15 @@ def test_one_that_differs_is_named(change, said):
     assert any(said in problem for problem in problems), problems
 
 
+def test_the_package_that_differs_is_named():
+    packages = ("torch 2.13.0, numpy 2.4.6", "torch 2.13.0, numpy 2.2.6", "torch 2.13.0, numpy missing")
+    everyone = [replace(facts, packages=packages[0]) for facts in FOUR[:2]]
+    everyone += [replace(facts, packages=one) for facts, one in zip(FOUR[2:], packages[1:], strict=True)]
+    (problem,) = preflight._problems(everyone)
+    assert problem.startswith("packages differs on node3, node4 from 2 other hosts"), "every host that is not as most"
+    assert problem.endswith("(node3: numpy 2.2.6, others: numpy 2.4.6)")
+
+
 def test_fewer_devices_than_ranks():
     everyone = [replace(FOUR[0], ranks_here=2, devices=1, expected_nodes=None)] * 2
     assert preflight._problems(everyone) == ["node1: 2 ranks but 1 visible devices; lower its slots"]
