@@ -111,7 +111,7 @@ def batch(
         if odd or units < world:
             least = accumulation * unit
             nearest = max(round(total / least), world) * least
-            why = f"; {unit} images stay together" if unit > 1 else ""
+            why = f", {unit} images staying together (moe.group_images, mix)" if unit > 1 else ""
             raise UserError(
                 f"{owner} does not divide over {world} ranks{suffix}{why}; the nearest that does is {nearest}"
             )

@@ -39,7 +39,10 @@ def _refused(capsys, *arguments: str) -> str:
         (["--ds_config", MOE, "--set", "train.sed=1"], ["train.sed", "did you mean 'seed'"]),
         (["--ds_config", MOE, "--set", "moe.ep_size=3"], ["moe.ep_size 3", "4 experts", "moe_s", "set 1, or auto"]),
         (["--ds_config", MOE, "--set", "moe.ep_size=2"], ["moe.ep_size 2", "1 ranks", "set 1, or auto"]),
-        (["--ds_config", MOE, "--set", "moe.group_images=7"], ["moe.group_images 7", "128 images", "set it to 1"]),
+        (
+            ["--ds_config", MOE, "--set", "moe.group_images=7"],
+            ["batch_size 128", "7 images", "moe.group_images", "nearest that does is 126"],
+        ),
         (["--ds_config", MOE, "--set", "stages.pretrain.batch_size=1600"], ["batch_size 1600", "1437 images"]),
         (["--ds_config", MOE, "--set", "data.train=empty"], ["empty: no shards", "sparse-mlp-ds shards make"]),
         (

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,9 +69,8 @@ def seen_by_stage(recipe, name, step, count):
             got.append(images.view(-1, MICRO, *images.shape[1:]).transpose(0, 1))
             raise StopHereError
 
-        for slots in micro_batches(
-            order, range(step, step + 1), range(rank * MICRO, (rank + 1) * MICRO), count // WORLD // MICRO
-        ):
+        share, turns = range(rank * MICRO, (rank + 1) * MICRO), stage.batch_size // WORLD // MICRO
+        for slots in islice(micro_batches(order, range(step, step + 1), share, turns), count // WORLD // MICRO):
             with pytest.raises(StopHereError):
                 if stage.kind == "pretrain":
                     network(*Pretraining._images(method, dataset[slots]))
