@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
         return explain(error)
     # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 is about to retire.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    from sparse_mlp_ds import environment, front_end
+    from sparse_mlp_ds import environment, front_end, rendezvous
     from sparse_mlp_ds.job import plan, resolve
     from sparse_mlp_ds.train import loop, preflight, run_folder, watchdog
     from sparse_mlp_ds.train.stop import StoppedError
@@ -54,12 +54,17 @@ def main(arguments: list[str]) -> int:
         job = resolve(args.recipe, args.ds_config, args.set, args.out, args.resume, dist.world_size())
         run_folder.check(job)
     except UserError as error:
-        if dist.local_rank() == 0:
+        if dist.local_rank() == 0:  # every rank of this host found the same
             if shortfall := front_end.shortfall():  # then a batch that does not divide is but a consequence
                 explain(shortfall)
-            return explain(error)
-        time.sleep(3)  # every rank of this host found the same; a launcher that sees one exit kills the rest at once
+            explain(error)
+        if not args.check:
+            rendezvous.decline(dist.rank(), dist.world_size())
+        time.sleep(3 if dist.local_rank() else 0)  # a launcher that sees one exit kills the rest at once
         return 2
+    except Exception:
+        rendezvous.decline(dist.rank(), dist.world_size())
+        raise
     if args.check:
         if dist.rank() == 0:
             print(plan(job))

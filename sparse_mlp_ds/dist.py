@@ -15,7 +15,7 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
-from sparse_mlp_ds import discovery, host
+from sparse_mlp_ds import discovery, host, rendezvous
 from sparse_mlp_ds.errors import ReportedError, UserError
 
 T = TypeVar("T")
@@ -65,7 +65,8 @@ def process_group(timeout_seconds: float = 600) -> Iterator[None]:
     timeout = timedelta(seconds=timeout_seconds)
     # What groups get that are made without a word of it, DeepSpeed's among them; torch's own is 30 minutes.
     torch_dist.distributed_c10d.default_pg_timeout = torch_dist.distributed_c10d.default_pg_nccl_timeout = timeout
-    torch_dist.init_process_group(backend, timeout=timeout)
+    store = rendezvous.join(rank(), world_size()) if world_size() > 1 else None
+    torch_dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=timeout)
     try:
         yield
     finally:

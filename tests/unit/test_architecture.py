@@ -42,7 +42,7 @@ FORBIDDEN = {
         "cli",
     ),
 }
-FOUNDATIONS = ("errors", "rng", "host", "files", "discovery", "alike")
+FOUNDATIONS = ("errors", "rng", "host", "files", "discovery", "rendezvous", "alike")
 SPEAKS_TO_DEEPSPEED = {
     "sparse_mlp_ds.moe.expert_parallel",
     "sparse_mlp_ds.train.engine",
