@@ -37,7 +37,11 @@ ReturnToService=2
 JobRequeue=1
 KillWait=20
 NodeName={nodes} CPUs={cpus} RealMemory={memory}
-PartitionName=all Nodes=ALL Default=YES MaxTime=60
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PreemptParameters=send_user_signal
+PartitionName=all Nodes=ALL Default=YES MaxTime=60 GraceTime=120
+PartitionName=urgent Nodes=ALL MaxTime=60 PriorityTier=9
 """
 
 

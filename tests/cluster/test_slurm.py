@@ -20,8 +20,9 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(bool(_reason), reason
 HERE = ("--gpus-per-node=0", "--ntasks-per-node=1", "--cpus-per-task=1", "--mem=0", "--time=30")
 
 STEPS = 12
-USR1 = ("scancel", "--signal=USR1", "--batch")  # what --signal sends before the time limit, and a preemption may send
+USR1 = ("scancel", "--signal=USR1", "--batch")  # what --signal sends before the time limit
 REQUEUE = ("scontrol", "requeue")
+PREEMPT = ("sbatch", "--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
 
 
 @pytest.fixture(scope="module")
@@ -102,18 +103,18 @@ def _summary(run: Path) -> dict:
     return json.loads((run / "summary.json").read_text())
 
 
-def test_preempted_three_times_pretraining_ends_with_the_same_bits_and_is_fine_tuned(cluster, folder):
+def test_preempted_three_times_pretraining_ends_with_the_same_bits_and_is_fine_tuned_and_probed(cluster, folder):
     pretrain = ("pretrain.sbatch", "--set", f"train.max_steps={STEPS}", "--set", "log.every_steps=1")
     run, log = folder / "runs/preempted", folder / "runs/preempted/logs/node1.log"
     # Two restarts without progress in a row would end it.
     with Job(cluster, folder, *pretrain, OUT="runs/preempted", MAX_RESTARTS="1") as job:
-        for way in (USR1, REQUEUE, USR1):
+        for way in (USR1, REQUEUE, PREEMPT):
             restarts, begun = job.restarts(), max(_steps(run), default=0)
             if way is REQUEUE:  # in the middle
                 job.wait_until(lambda step=begun: max(_steps(run), default=0) > step)
             else:  # before the first step, so that few are taken on any machine
                 job.wait_until(lambda n=restarts: log.exists() and log.read_text().count("ranks 4, ep_size") > n)
-            cluster.slurm(*way, job.number)
+            cluster.slurm(*way, *(() if way is PREEMPT else (job.number,)))
             job.wait_until(lambda before=restarts: job.restarts() > before)
         assert job.wait() == {"COMPLETED"}, job.output()
         assert job.restarts() == 3
@@ -130,10 +131,13 @@ def test_preempted_three_times_pretraining_ends_with_the_same_bits_and_is_fine_t
 
     with Job(cluster, folder, "finetune.sbatch", "--set", "train.max_steps=2") as job:
         assert job.wait() == {"COMPLETED"}, job.output()
+    with Job(cluster, folder, "probe.sbatch", "--set", "train.max_steps=2", options=["--nodes=4"]) as job:
+        assert job.wait() == {"COMPLETED"}, job.output()
     for name, stages in (
         ("preempted", ["pretrain"]),
         ("pretrain", ["pretrain"]),
         ("finetune", ["finetune", "evaluate"]),
+        ("probe", ["probe"]),
     ):
         summary = _summary(folder / "runs" / name)
         assert (summary["world_size"], summary["ep_size"]) == (4, 4)
