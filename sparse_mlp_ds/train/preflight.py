@@ -19,6 +19,7 @@ from rich.table import Table
 from sparse_mlp_ds import alike, dist, front_end
 from sparse_mlp_ds.errors import ReportedError, UserError
 from sparse_mlp_ds.job import Job
+from sparse_mlp_ds.log.console import say
 from sparse_mlp_ds.models import registry
 
 
@@ -44,13 +45,19 @@ def check(job: Job) -> None:
 
     It runs before NCCL is first used: what is said travels over gloo.
     """
+    started = time.perf_counter()
     group = dist.control_group()
+    dist.gather_objects(None, group)  # so that clocks are read at the same moment
     everyone = dist.gather_objects(_facts(job), group)
     problems = _problems(everyone) + (_disk(job) if dist.rank() == 0 else [])
     if problems and dist.rank() == 0:
         _show(everyone)  # before anybody hears of it and leaves
     problems = dist.gather_objects(problems, group)[0]
     if not problems:
+        if dist.rank() == 0:
+            hosts = len({facts.host for facts in everyone})
+            took = time.perf_counter() - started
+            say(f"pre-flight: {hosts} hosts with {len(everyone)} ranks are as asked and alike ({took:.1f} s)")
         return
     if dist.rank() == 0:
         raise UserError("\n".join(problems))
@@ -58,7 +65,6 @@ def check(job: Job) -> None:
 
 
 def _facts(job: Job) -> Facts:
-    dist.barrier()  # so that clocks are read at the same moment
     clock = time.time()
     device = dist.device()
     return Facts(
