@@ -39,7 +39,7 @@ KillWait=20
 NodeName={nodes} CPUs={cpus} RealMemory={memory}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-PreemptParameters=send_user_signal
+SlurmctldParameters=preempt_send_user_signal
 PartitionName=all Nodes=ALL Default=YES MaxTime=60 GraceTime=120
 PartitionName=urgent Nodes=ALL MaxTime=60 PriorityTier=9
 """
