@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -17,6 +18,8 @@ _reason = why_not()
 pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(bool(_reason), reason=_reason)]
 KEY = "a-key-that-nobody-may-see"
 BOUND = 30
+STUCK = 12
+"""Seconds without progress, after which a rank is."""
 
 
 class Command:
@@ -29,9 +32,10 @@ class Command:
         (folder / "start").write_text(
             f"cd {folder}\nexport PYTHONPATH={REPOSITORY} WANDB_API_KEY=$(cat key)\n"
             f"exec {DEEPSPEED} --hostfile hostfile --num_nodes {nodes} {REPOSITORY}/train.py --recipe small.yaml "
-            f"--ds_config {MOE} --out run --set checkpoint.every_steps=1 --set stages.train.batch_size=80\n"
+            f"--ds_config {MOE} --out run --set checkpoint.every_steps=1 --set stages.train.batch_size=80 "
+            f"--set train.timeout_seconds={STUCK}\n"
         )
-        self.log = folder / f"log-{nodes}"
+        self.log = folder / f"log-{len(list(folder.glob('log-*')))}"
         enter = ["nsenter", f"--target={lab._first}", *_NAMESPACES]
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
@@ -87,28 +91,61 @@ def _gone_within(command: Command, folder: Path, seconds: float) -> float:
     return time.monotonic() - started
 
 
-def test_a_host_that_vanishes_and_a_run_that_goes_on_without_it(tmp_path):
-    with FourHosts(tmp_path / "lab") as lab:
-        command = Command(lab, tmp_path, 4, lab.names)
-        _wait_for(command, r"train +3/")
+def _is_rank(number: int, process: psutil.Process) -> bool:
+    command = process.cmdline()
+    return "--local_rank=0" in command and process.environ().get("RANK") == str(number)
 
+
+# what happens on node3: the signal, to whom, and what is reported
+FAULTS = {
+    "a killed rank": (signal.SIGKILL, lambda one: _is_rank(2, one), "its process is gone without a word"),
+    "a stopped rank": (signal.SIGSTOP, lambda one: _is_rank(2, one), r"no progress for \d+ s: it is stopped"),
+    "a killed launcher": (signal.SIGKILL, lambda one: _launches(2, one), ""),
+}
+
+
+def _launches(number: int, process: psutil.Process) -> bool:
+    return f"--node_rank={number}" in process.cmdline() and "deepspeed.launcher.launch" in process.cmdline()
+
+
+def test_ranks_launchers_and_hosts_that_go_and_a_run_that_goes_on_every_time(tmp_path):
+    with FourHosts(tmp_path / "lab") as lab:
+        for fault, (number, chosen, said) in FAULTS.items():
+            command = Command(lab, tmp_path, 4, lab.names)
+            _wait_for(command, r"train +\d+/")
+            victims = [one for one in _of_run(tmp_path) if chosen(one)]
+            victims[0].send_signal(number)  # its loaders come after it
+            took = _gone_within(command, tmp_path, BOUND + STUCK * (number == signal.SIGSTOP))
+            assert command.process.wait(10) != 0, (fault, command.output())
+            reports = [line for line in command.output().splitlines() if "FAILED FIRST" in line]
+            if said:
+                assert len(reports) == 1 and re.search(rf"rank 2 on node3 at step \d+ of .*: {said}", reports[0]), (
+                    reports
+                )
+            else:
+                assert not reports and "is gone; the run saves and ends" in command.output()
+            assert "Traceback" not in command.output(), command.output()
+            print(f"{fault}: gone after {took:.1f} s")
+
+        command = Command(lab, tmp_path, 4, lab.names)
+        _wait_for(command, r"train +\d+/")
         # what the user's shell knows has reached every rank, and is to be read nowhere
         told = [one.environ().get("WANDB_API_KEY") for one in _of_run(tmp_path, "sparse_mlp_ds.sentry")]
         assert told == [KEY] * 4
         assert KEY not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
         assert KEY not in command.output()
-
         lab.run("ip", "link", "set", "node3", "down", cwd=tmp_path)
         took = _gone_within(command, tmp_path, BOUND)
         assert command.process.wait(10) not in (0, 85)
+        (report,) = [line for line in command.output().splitlines() if "FAILED FIRST" in line]
+        assert re.search(r"rank 2 on node3 at step \d+ of stage train, in \w+: nothing was heard of it", report), report
+        print(f"a host without a network: gone after {took:.1f} s")
 
         rest = Command(lab, tmp_path, 3, [name for name in lab.names if name != "node3"])
         _wait_for(rest, r"resuming from run/checkpoints/step_\d+, written on another topology: world size 4 -> 3")
         _wait_for(rest, r"train +\d+/")
         (tmp_path / "run/stop").touch()
         assert rest.process.wait(120) == 85, rest.output()
+    assert "80 images = 24 or 32 x 1 accumulated x 3 ranks" in rest.output()
     steps = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert steps == sorted(set(steps)) and "80 images = 24 or 32 x 1 accumulated x 3 ranks" in rest.output()
-    (report,) = [line for line in command.output().splitlines() if "FAILED FIRST" in line]
-    assert re.search(r"rank 2 on node3 at step \d+ of stage train, in \w+: nothing was heard of it", report), report
-    print(f"gone after {took:.1f} s")
+    assert steps == list(range(1, len(steps) + 1))
