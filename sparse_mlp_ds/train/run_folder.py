@@ -1,6 +1,8 @@
 """The run folder: what a run writes besides checkpoints, and where it continues."""
 
 import json
+import os
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,10 @@ from sparse_mlp_ds.job import Job
 from sparse_mlp_ds.log.console import say
 from sparse_mlp_ds.train import checkpoint
 from sparse_mlp_ds.train.checkpoint import Checkpoint
+
+LOCK = ".running"
+CLAIM_SECONDS = 20.0
+"""For the run before to end, where it is started again at once."""
 
 
 @dataclass
@@ -99,6 +105,7 @@ class RunFolder:
 
     def _prepare(self) -> Checkpoint | None:
         job = self.job
+        self._claim()
         if job.resume == "never":
             self._set_aside()
         found = self._find_checkpoint()
@@ -110,10 +117,17 @@ class RunFolder:
                     "bring them back, or start over with --resume never"
                 )
             self._check_negatives(found, progress)
-        self.path.mkdir(parents=True, exist_ok=True)
         files.replace(self.path / "config.yaml", yaml.safe_dump(_tree(job), sort_keys=False))
         files.replace(self.path / "ds_config.json", json.dumps(job.ds_config, indent=2))
         return found
+
+    def _claim(self) -> None:
+        """Keep other runs out of the folder. Raises UserError naming the one that is in it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        mine = f"process {os.getpid()} on {socket.gethostname()}"
+        self._held = files.claim(self.path / LOCK, mine, CLAIM_SECONDS)
+        if isinstance(self._held, str):
+            raise UserError(f"{self.path}: another run writes there ({self._held}); wait for it, or give --out")
 
     def _check_negatives(self, found: Checkpoint, progress: Progress) -> None:
         """Refuse to go on with a stage whose objective another number of ranks or micro-batches would change."""
@@ -155,7 +169,7 @@ class RunFolder:
 
     def _set_aside(self) -> None:
         """Move an earlier run's files to OUT/previous-N: `--resume never` starts over but deletes nothing."""
-        old = [p for p in self.path.glob("*") if not p.name.startswith("previous-")] if self.path.is_dir() else []
+        old = [p for p in self.path.glob("*") if p.name != LOCK and not p.name.startswith("previous-")]
         if old:
             number = 1 + len(list(self.path.glob("previous-*")))
             target = self.path / f"previous-{number}"

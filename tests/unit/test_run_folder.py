@@ -1,13 +1,15 @@
 """What a run refuses to go on with: data that is not the data it began with."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from sparse_mlp_ds.data import digits
 from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.job import resolve
-from sparse_mlp_ds.train import checkpoint
+from sparse_mlp_ds.train import checkpoint, run_folder
 from sparse_mlp_ds.train.run_folder import Progress, RunFolder
 from tests.e2e.launcher import MOE
 
@@ -58,3 +60,18 @@ def test_progress_that_is_none_is_refused_in_one_line(job, changes):
     with pytest.raises(UserError, match="step_5: damaged, or of another version") as caught:
         RunFolder(job())
     assert len(str(caught.value).splitlines()) == 1
+
+
+HOLD = "import sys, pathlib; from sparse_mlp_ds import files; held = files.claim(pathlib.Path(sys.argv[1]), 'job 7', 0)"
+
+
+def test_two_runs_do_not_write_into_one_folder(job, monkeypatch):
+    monkeypatch.setattr(run_folder, "CLAIM_SECONDS", 0.5)
+    stopped(job())
+    command = [sys.executable, "-c", f"{HOLD}; print(type(held).__name__, flush=True); sys.stdin.read()"]
+    with subprocess.Popen([*command, job().out / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"TextIOWrapper\n"
+        with pytest.raises(UserError, match=r"another run writes there \(job 7\); wait for it, or give --out"):
+            RunFolder(job())
+        other.kill()  # however it ends, the folder is free again
+    assert RunFolder(job()).progress.stage_step == 5
