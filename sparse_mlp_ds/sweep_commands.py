@@ -56,7 +56,10 @@ def _sweep(args: argparse.Namespace) -> None:
     failed, stopped = [], []
     if not args.table:
         ds_config.load(sweep.ds_config)  # what is wrong with it is said before anything runs
-        execution = Execution(sweep, runs if args.only is None else [runs[args.only]], folder, _say)
+        if args.only is None:
+            execution = Execution(sweep, runs, folder, _say)
+        else:  # who starts several such processes side by side shares out cores and GPUs
+            execution = Execution(sweep.model_copy(update={"jobs": 1}), [runs[args.only]], folder, _say)
         execution.all()
         failed, stopped = execution.failed, execution.stopped
     print(table.write(sweep, runs, folder), end="")

@@ -94,7 +94,11 @@ def test_killed_on_the_way_it_goes_on_and_repeats_nothing(folder):
 
 def test_one_run_of_an_array_and_one_that_fails(folder):
     bad = {"variants": {"mixer": {"model": {"name": "mixer_digits"}}, "broken": {"data.classes": 3}}, "seeds": [0]}
-    process = _start(folder, "--only", "0", **bad)
+    process = _start(folder, "--only", "0", "--jobs", "2", **bad)
+    _wait(lambda: psutil.Process(process.pid).children(), process)
+    (run,) = psutil.Process(process.pid).children()
+    time.sleep(1)  # between fork and exec it takes its cores
+    assert set(run.cpu_affinity()) == os.sched_getaffinity(0), "nobody else was started beside it"
     assert process.wait(300) == 0 and set(_finished(folder)) == {"mixer_seed-0"}
     process = _start(folder, **bad)
     assert process.wait(300) == 1
