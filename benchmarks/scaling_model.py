@@ -171,7 +171,9 @@ def main() -> None:
                     step = predict(spec, stage, world, ep, BATCH)
                     times = [step.compute, *(step.parts.get(column, 0.0) for column in columns[1:]), step.seconds]
                     share = f"{100 * step.compute / step.seconds:.0f} %"
-                    rows.append((name, *(f"{1000 * t:.1f}" for t in times), f"{BATCH / step.seconds:,.0f}", share))
+                    rows.append(
+                        (name, *(f"{1000 * t:.1f}" for t in times), f"{BATCH / step.seconds / 1000:.0f} k", share)
+                    )
             print_table((f"{stage}, {world} GPUs; ms", *columns, "step", "images/s", "compute's share"), rows)
     print_table(*_what_if())
 

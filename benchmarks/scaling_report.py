@@ -16,6 +16,7 @@ Found = dict[str, Any]
 
 def show(found: Found) -> None:
     """Print all tables as Markdown: medians over rounds, in brackets their quartiles."""
+    print(f"One host had a core for {100 * quiet(found):.0f} % of its time; the rest went to other jobs.\n")
     head = ("", "hosts", "images per host", "delay", "step", "images/s over 1 host", "of the ideal", "CPU time")
     rows = [
         (row["mode"], row["hosts"], row["images"], f"{row['delay']:g} ms", f"{_of(row['seconds'], 1000, 0)} ms")
@@ -53,6 +54,13 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     for cells in (head, ("---", *["---:"] * (len(head) - 1)), *rows):
         print(f"| {' | '.join(map(str, cells))} |")
     print()
+
+
+def quiet(found: Found) -> float:
+    """Return one host's CPU time over its time: below 1 by as much as the machine was not this benchmark's own."""
+    return statistics.median(
+        step["cpu"] / statistics.mean(step["seconds"]) for step in found["steps"] if step["hosts"] == 1
+    )
 
 
 def throughput(found: Found) -> list[Found]:

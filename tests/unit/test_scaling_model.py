@@ -109,6 +109,7 @@ def test_the_report_sets_hosts_against_one(capsys):
     assert added["predicted"] == pytest.approx(5 * 0.02)
     assert [row["bandwidth"] for row in scaling_report.single(found)] == pytest.approx([1e8] * 4 + [5e7] * 2)
     assert scaling_report.traffic(found)[0]["sent"] == 2 * 5 * 600
+    assert scaling_report.quiet(found) == pytest.approx(1.5)  # of 1 / 1 and 1 / 0.5, half way
     scaling_report.show(found)
     assert "strong" in capsys.readouterr().out
 
