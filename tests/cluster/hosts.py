@@ -17,6 +17,7 @@ of the job, is `head`, 10.77.0.254.
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -97,6 +98,7 @@ class FourHosts:
     def __init__(self, folder: Path, count: int = 4):
         self.folder = folder
         self.names = [f"node{i + 1}" for i in range(count)]
+        self._wire: subprocess.Popen | None = None
 
     def __enter__(self):
         ssh = self.folder / "etc-ssh"
@@ -125,10 +127,42 @@ class FourHosts:
         return self
 
     def __exit__(self, *exception):
-        self._lab.stdin.close()
-        self._lab.stdout.close()
-        # `unshare` returns once the kernel has killed and buried every process in the lab.
-        self._lab.wait(60)
+        try:
+            self._unplug()
+        finally:
+            self._lab.stdin.close()
+            self._lab.stdout.close()
+            # `unshare` returns once the kernel has killed and buried every process in the lab.
+            self._lab.wait(60)
+
+    def enter(self, host: str) -> list[str]:
+        """Return what makes a command run on a host if put before it; it gets there without the network."""
+        (outer,) = (p for p in psutil.Process(self._first).children() if p.cmdline()[-1:] == [host])
+        return ["nsenter", f"--target={outer.children()[0].pid}", *_NAMESPACES]
+
+    def delay(self, milliseconds: float | None) -> None:
+        """Let what a host sends to another arrive that much later, see `wire`; None: the bridge, as at first.
+
+        While there is a delay, `head` and the hosts do not reach one another.
+        """
+        self._unplug()
+        if milliseconds is None:
+            return
+        command = [sys.executable, Path(__file__).with_name("wire.py"), str(milliseconds), *self.names]
+        with (self.folder / "wire.log").open("ab") as errors:
+            self._wire = subprocess.Popen(
+                ["nsenter", f"--target={self._first}", "--net", *command],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=os.environ | {"PATH": _path()},
+            )  # fmt: skip
+        if self._wire.stdout.readline() != b"ready\n":
+            raise AssertionError(f"no wire: {(self.folder / 'wire.log').read_text()}")
+
+    def _unplug(self) -> None:
+        if self._wire:
+            self._wire.stdin.close()
+            self._wire.stdout.close()
+            self._wire.wait(30)
+            self._wire = None
 
     def run(self, *command: str | Path, cwd: Path, seconds: float = 300, **env: str) -> tuple[int, str]:
         """Run a command on `head`; return its exit code and what it printed."""
