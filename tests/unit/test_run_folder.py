@@ -69,7 +69,9 @@ def test_two_runs_do_not_write_into_one_folder(job, monkeypatch):
     monkeypatch.setattr(run_folder, "CLAIM_SECONDS", 0.5)
     stopped(job())
     command = [sys.executable, "-c", f"{HOLD}; print(type(held).__name__, flush=True); sys.stdin.read()"]
-    with subprocess.Popen([*command, job().out / run_folder.LOCK], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    with subprocess.Popen(
+        [*command, job().out / run_folder.LOCK], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
         assert other.stdout.readline() == b"TextIOWrapper\n"
         with pytest.raises(UserError, match=r"another run writes there \(job 7\); wait for it, or give --out"):
             RunFolder(job())
