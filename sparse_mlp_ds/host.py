@@ -6,6 +6,8 @@ import os
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 LARGEST = 256 << 20
 """Bytes of a tensor that is kept."""
+GROWTH, SLACK = 1.5, 256 << 20
+"""A process may become so much larger than it was, and so many bytes, before it gives back what is free."""
 
 
 def cores() -> int:
@@ -34,3 +36,30 @@ def keep_freed_memory() -> None:
         return
     for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
         mallopt(option, LARGEST)
+
+
+class KeptMemory:
+    """Bounds what malloc keeps: experts have other numbers of rows in every step, so the holes between them add up.
+
+    MoCo v3 of a small Sparse-MLP grew by 10 MB a step, of which nothing was in use.
+    """
+
+    def __init__(self):
+        """What is there now is taken as what is needed."""
+        self._at_first = _resident()
+
+    def look(self) -> bool:
+        """Give what is free back to the kernel if the process has outgrown its beginning; returns whether it did."""
+        if _resident() < GROWTH * self._at_first + SLACK:
+            return False
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+        except (OSError, AttributeError):  # another C library
+            return False
+        return True
+
+
+def _resident() -> int:
+    import psutil
+
+    return psutil.Process().memory_info().rss

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from sparse_mlp_ds import dist
+from sparse_mlp_ds import dist, host
 from sparse_mlp_ds.data import loader, sources
 from sparse_mlp_ds.data.defects import BadCount
 from sparse_mlp_ds.data.index import join
@@ -120,6 +120,7 @@ def _train(
     skipped = SkippedSteps(method.module, job.recipe.train.max_skipped, progress.skipped)
     peak = stage.optimizer.base_lr * batch.total / 256
     warmup = round(stage.optimizer.warmup_epochs * order.steps_per_epoch)
+    kept: host.KeptMemory | None = None
     started = time.perf_counter() - progress.seconds
     first, resumed_at = time.perf_counter(), progress.stage_step
     for step in steps:
@@ -167,6 +168,8 @@ def _train(
                 sink.write(record)
             if line:
                 line.show(step + 1, record)
+            kept = kept or host.KeptMemory()  # from the first step on
+            kept.look()
         saver.look()
         watch.at("stop")
         if step + 1 < last and stop.agreed():
