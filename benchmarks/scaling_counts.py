@@ -185,7 +185,7 @@ def _heads(hidden: int, dim: int, world: int, images: int) -> list[Collective]:
     """Batch norms over the global batch (mean, then variance, and both gradients), and the keys of all ranks."""
     projector, predictor = (hidden, hidden, dim), (hidden, dim)
     sizes = [(width, 4) for width in projector + predictor] + [(width, 2) for width in projector]
-    norms = sum(width * calls for width, calls in sizes) * FLOAT32
+    norms = sum((width + 0.5) * calls for width, calls in sizes) * FLOAT32  # the mean brings a number of rows along
     return [
         Collective("batch norm", "all_reduce", world, 1, norms, sum(calls for _, calls in sizes)),
         Collective("keys", "all_gather", world, 1, 2 * images * dim * FLOAT32, 2),

@@ -38,9 +38,10 @@ def _supervised(ep, zero, precision):
     routing = MoE(group_images=4, capacity_factor_s=None, capacity_factor_c=None)
     module = registry.build(spec, tiny.CLASSES, engine.expert_parallel(routing, ep))
     init_weights(module, 1)
-    share = Batch(tiny.IMAGES, tiny.IMAGES // dist.world_size(), 1)
+    share = Batch.over(dist.world_size(), tiny.IMAGES, unit=4)
     config = {"zero_optimization": {"stage": zero}, "gradient_clipping": 1.0, **PRECISIONS[precision]}
     built = engine.build(module, Optimizer(base_lr=1.0), share, config)
+    built.batch = share
     with Counted() as counted:
         tiny.step(built, 0)
     expected = scaling_counts.supervised(spec, tiny.CLASSES, dist.world_size(), ep, share.micro, precision)
@@ -66,7 +67,7 @@ def _pretraining(precision):
     made = made.model_copy(update={"moe": moe, "model": made.model | {"drop_path": 0.0, "dropout": 0.0}})
     method = moco.method(made, world)
     stage = made.stages["pretrain"]
-    share = Batch(moco.BATCH, moco.BATCH // world, 1)
+    share = Batch.over(world, moco.BATCH)
     config = {"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0, **PRECISIONS[precision]}
     built = engine.build(method.module, stage.optimizer, share, config)
     places = torch.arange(share.micro) + dist.rank() * share.micro
