@@ -40,6 +40,7 @@ def main(arguments: list[str]) -> int:
     try:
         discovery.announce(os.environ)
     except ReportedError:
+        time.sleep(3)  # a launcher that sees one exit kills the rest at once, the one that explains among them
         return 2
     except UserError as error:
         return explain(error)
@@ -60,7 +61,7 @@ def main(arguments: list[str]) -> int:
             explain(error)
         if not args.check:
             rendezvous.decline(dist.rank(), dist.world_size())
-        time.sleep(3 if dist.local_rank() else 0)  # a launcher that sees one exit kills the rest at once
+        time.sleep(3 if dist.local_rank() else 0)
         return 2
     except Exception:
         rendezvous.decline(dist.rank(), dist.world_size())
