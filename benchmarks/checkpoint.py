@@ -93,14 +93,26 @@ def _engine(model: str, world: int):
 
 
 def _round(built, saver: Saver, own: dict[str, torch.Tensor], size: int, folder: Path, step: int) -> dict[str, float]:
-    mine = folder / f"rank-{dist.rank()}"
+    mine, block = folder / f"rank-{dist.rank()}", memoryview(random.randbytes(BLOCK))
+
+    def warm() -> None:
+        """Leave the kernel as many free pages that it has at hand, whatever is timed next.
+
+        On a virtual machine those that nobody has used for a while have to come from its host first.
+        """
+        _write(mine, block, 2 * size)
+        mine.unlink()
+        dist.barrier()
+
+    warm()
     with _extra_memory() as extra:
         held = _timed(lambda: saver.start(step, state.pieces(built, None), ABOUT))
         rest = _timed(lambda: _wait_for(saver, step))
     saver.look(wait=True)  # the one before is removed
+    warm()
     plain = _timed(lambda: torch.save(own, mine))
     mine.unlink()
-    block = memoryview(random.randbytes(BLOCK))
+    warm()
     raw = _timed(lambda: _write(mine, block, size))
     mine.unlink()
     found = saver.newest
