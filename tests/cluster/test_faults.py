@@ -18,7 +18,7 @@ _reason = why_not()
 pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(bool(_reason), reason=_reason)]
 KEY = "a-key-that-nobody-may-see"
 BOUND = 30
-STUCK = 12
+STUCK = 20
 """Seconds without progress, after which a rank is."""
 
 
