@@ -43,10 +43,11 @@ def test_four_hosts_train_what_one_host_trains(tmp_path):
     one, four = _summary(tmp_path / "one"), _summary(tmp_path / "four")
     assert (four["world_size"], four["ep_size"], four["zero_stage"]) == (4, 4, 2)
     assert [stage["name"] for stage in four["stages"]] == ["pretrain", "finetune", "evaluate"]
-    # The same sums in another order (a rank has other numbers of threads there): losses agree closely, and of the 360
-    # held-out images one or two near a tie may fall to the other side.
+    # The same sums in another order (a rank has other numbers of threads there): losses agree closely, norms less so
+    # after AdamW's first step, in which a gradient that is nearly zero moves its weight by as much as any other, and of
+    # the 360 held-out images one or two near a tie may fall to the other side.
     for expected, found in zip(_records(tmp_path / "one"), _records(tmp_path / "four"), strict=True):
-        for name in ("step", "loss", "balance_loss", "grad_norm"):
-            assert found[name] == pytest.approx(expected[name], rel=1e-4)
+        for name, close in (("step", 0), ("loss", 1e-4), ("balance_loss", 1e-4), ("grad_norm", 2e-3)):
+            assert found[name] == pytest.approx(expected[name], rel=close), name
     for expected, found in zip(one["stages"], four["stages"], strict=True):
         assert found["metrics"] == pytest.approx(expected["metrics"], rel=0, abs=2 / 360)
