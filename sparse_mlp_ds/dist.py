@@ -66,6 +66,8 @@ def process_group(timeout_seconds: float = 600) -> Iterator[None]:
     # What groups get that are made without a word of it, DeepSpeed's among them; torch's own is 30 minutes.
     torch_dist.distributed_c10d.default_pg_timeout = torch_dist.distributed_c10d.default_pg_nccl_timeout = timeout
     store = rendezvous.join(rank(), world_size()) if world_size() > 1 else None
+    if store is not None:
+        store.set_timeout(timeout)  # new groups meet there; it had that of joining
     torch_dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=timeout)
     try:
         yield

@@ -102,7 +102,8 @@ def _train(
     order, progress.data, progress.negatives = job.order(name), job.data_fingerprint, job.negatives(name)
     steps = range(progress.stage_step, last)
     here, world = dist.rank(), dist.world_size()
-    slots = micro_batches(order, steps, batch.share(here, world), batch.accumulation)
+    share = batch.share(here, world)
+    slots = micro_batches(order, steps, share, batch.accumulation)
     weight = batch.weight(here, world)
     data = job.recipe.data
     dataset = loader.ShardDataset(
@@ -140,7 +141,7 @@ def _train(
             watch.at("update")
             engine.step()
             watch.at("forward")
-            meter.add(loss, reports, len(batch.share(here, world)))
+            meter.add(loss, reports, len(share))
         watch.at("update")
         skipped.check(engine.skipped_steps)
         progress.skipped = skipped.count
