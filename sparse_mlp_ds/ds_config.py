@@ -122,6 +122,11 @@ def batch(
         least = world * math.prod(given[key] or 1 for key in BATCH_KEYS[1:])
         nearest = max(round(total / least), 1) * least
         raise UserError(f"{owner} does not divide over {world} ranks{suffix}; the nearest that does is {nearest}")
+    if micro % unit:
+        raise UserError(
+            f"{owner}: train_micro_batch_size_per_gpu {micro} in {path} would part {unit} images that stay together "
+            f"(moe.group_images, mix); make it a multiple of {unit}"
+        )
     return Batch(total, micro, accumulation, unit)
 
 

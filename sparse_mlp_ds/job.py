@@ -183,15 +183,4 @@ def _batch(
 ) -> Batch:
     group = recipe.moe.group_images if recipe.spec.experts else 1
     unit = lcm(group, 2 if getattr(stage, "mix", None) else 1)  # mixing pairs images
-    batch = ds_config.batch(ds, ds_path, source, name, stage.batch_size, world, unit)
-    if batch.micro % group:
-        raise UserError(
-            f"{source}: moe.group_images {group} does not divide the {batch.micro} images per rank of stages.{name} "
-            f"(batch_size {batch.total}, {world} ranks, accumulation {batch.accumulation}); "
-            f"set it to {gcd(group, batch.micro)} or change batch_size"
-        )
-    if batch.micro % unit:
-        raise UserError(
-            f"{source}: stages.{name}.mix pairs images, the {batch.micro} per rank are odd; change batch_size"
-        )
-    return batch
+    return ds_config.batch(ds, ds_path, source, name, stage.batch_size, world, unit)

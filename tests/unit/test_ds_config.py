@@ -164,6 +164,12 @@ def test_ranks_share_a_batch_that_does_not_divide(config, total, world, unit, im
     assert all(w / n == pytest.approx(weights[0] / images[0]) for w, n in zip(weights, images, strict=True))
 
 
+def test_images_that_stay_together_are_not_parted_by_the_json():
+    assert ds_config.batch(fixed(micro=16), "ds.json", "r.yaml", "s", 64, 2, unit=8) == Batch(64, 16, 2, 8)
+    with pytest.raises(UserError, match="gpu 12 in ds.json would part 8 .* a multiple of 8"):
+        ds_config.batch(fixed(micro=12), "ds.json", "r.yaml", "s", 48, 2, unit=8)
+
+
 CONFLICTS = [
     # what the JSON fixes, the recipe's batch size, ranks -> what is said
     (fixed(batch=100), 128, 1, ["conflicts with train_batch_size 100", "remove train_batch_size there"]),
