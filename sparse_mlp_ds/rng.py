@@ -1,13 +1,15 @@
 """Random numbers that belong to a sample, not to a rank.
 
-Every draw is a pure function of (seed, sample number, stream, position): a counter-based generator in the manner of
-SplitMix64 (Steele, Lea and Flood, 2014), evaluated on whole tensors. The same image gets the same gate noise,
+Every draw is a pure function of seed, sample number, stream and position: a counter-based generator in the manner of
+SplitMix64 (Steele, Lea and Flood, 2014) that works on whole tensors. The same image gets the same gate noise,
 stochastic depth and augmentation on any number of ranks, on CPU and on GPU, and a resumed run needs no saved state.
 
-Shape letters: B samples, N draws per sample.
+A stream is one purpose of random numbers, such as the gate noise of one layer. In shapes, B is the number of samples
+and N the number of draws per sample.
 """
 
 import hashlib
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -16,47 +18,78 @@ from torch import Tensor
 _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
 _MULTIPLY_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MULTIPLY_2 = 0x94D049BB133111EB - (1 << 64)
+_LARGEST = (1 << 63) - 1
 
 
 def stream_id(name: str) -> int:
-    """Return a 63-bit number for a stream's name, the same in every interpreter (unlike `hash`)."""
+    """Return the 63-bit number of a stream, given its name; unlike `hash`, it is the same in every interpreter."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") >> 1
 
 
 def sample_keys(seed: int, numbers: Tensor, stream: str) -> Tensor:
-    """Return one key per sample, [B] int64.
+    """Return one key per sample, from which its random numbers follow: [B] int64.
 
-    `numbers` [B] int64 counts samples over the whole stage (epoch x epoch length + position), so that a sample met
-    again in a later epoch gets fresh draws.
+    Args:
+        seed: the run's seed.
+        numbers: [B] int64, sample numbers that count over the whole stage (epoch x epoch length + position), so that a
+            sample gets new random numbers in each epoch.
+        stream: name of the stream.
     """
     return _mix(_mix(numbers + _wrap(seed * 0x9E3779B1)) ^ stream_id(stream))
 
 
+def drawn_keys(samples: int, device: torch.device) -> Tensor:
+    """Return one key per sample from torch's own generator, where there is no seed of a run: [B] int64."""
+    return torch.randint(2**62, (samples,), device=device)
+
+
 def fold(keys: Tensor, numbers: int | Tensor) -> Tensor:
-    """Return other keys for the n-th use of what draws more than once.
+    """Return different keys for each repeated use, such as a layer that several blocks share, or each item of an image.
 
-    Such are a layer shared over depth, and the items of one image. keys and numbers (int64) broadcast.
+    keys: int64. numbers: int64, which use it is; keys and numbers broadcast.
     """
-    steps = (numbers + 1) * _GAMMA  # a tensor wraps around by itself
-    return _mix(keys + (steps if isinstance(steps, Tensor) else _wrap(steps)))
+    return _mix(keys + (_steps(numbers + 1) if isinstance(numbers, Tensor) else _wrap((numbers + 1) * _GAMMA)))
 
 
-def uniform(keys: Tensor, stream: int, n: int) -> Tensor:
-    """Return [B, N] float32 in [0, 1), from keys [B] and the number of one stream."""
+def uniform(keys: Tensor, stream: int | Tensor, n: int) -> Tensor:
+    """Return [B, N] float32 uniform draws in [0, 1), from keys [B] and a stream's number (see `stream_id`)."""
     return _shift_right(_bits(keys, stream, n), 40).to(torch.float32) * 2.0**-24
 
 
-def normal(keys: Tensor, stream: int, n: int) -> Tensor:
-    """Return [B, N] float32 standard normal draws, by the inverse of the normal distribution function."""
+def uniform_by_stream(keys: Tensor, streams: Tensor) -> Tensor:
+    """Return [S, B] float32: the one draw that `uniform(keys, stream, 1)` would give for each of S streams.
+
+    keys: [B], or [S, B] if they differ between streams. streams: [S] int64, the streams' numbers.
+    """
+    bits = _mix(_mix(keys ^ streams[:, None]) + _counters(1, keys.device))
+    return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
+
+
+def normal(keys: Tensor, stream: int | Tensor, n: int) -> Tensor:
+    """Return [B, N] float32 standard normal draws, from keys [B] and a stream's number (see `stream_id`).
+
+    They are computed by the inverse of the normal distribution function.
+    """
     # Half a step inside (0, 1), on a grid that float32 holds exactly: at 1 itself the inverse is infinite.
     steps = _shift_right(_bits(keys, stream, n), 41).to(torch.float32)
     return torch.special.ndtri((steps + 0.5) * 2.0**-23)
 
 
-def _bits(keys: Tensor, stream: int, n: int) -> Tensor:
-    """Return [B, N] int64 of 64 random bits each."""
-    counters = torch.arange(1, n + 1, device=keys.device) * _GAMMA
-    return _mix(_mix(keys ^ stream)[:, None] + counters)
+def _bits(keys: Tensor, stream: int | Tensor, n: int) -> Tensor:
+    """Return 64 random bits for each draw: [B, N] int64."""
+    return _mix(_mix(keys ^ stream)[:, None] + _counters(n, keys.device))
+
+
+@lru_cache(maxsize=32)
+def _counters(n: int, device: torch.device) -> Tensor:
+    return _steps(torch.arange(1, n + 1, device=device))
+
+
+def _steps(numbers: Tensor) -> Tensor:
+    """Return numbers, which are not negative, times the constant, modulo 2**64."""
+    # torch.compile takes a range times a constant for an index into memory, which is 32 bits wide on a GPU. The bitwise
+    # operation, which changes nothing, makes it a product like any other.
+    return (numbers & _LARGEST) * _GAMMA
 
 
 def _mix(z: Tensor) -> Tensor:
@@ -66,7 +99,7 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
-    """Shift right filling with zeros; torch's own shift of a signed integer repeats the sign."""
+    """Shift right and fill with zeros; torch's own shift of a signed integer fills with the sign bit."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 

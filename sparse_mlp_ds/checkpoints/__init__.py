@@ -1,1 +1,1 @@
-"""Checkpoints as they lie on disk: found, checked, read, compared, cleared away; `train.checkpoint` writes them."""
+"""Checkpoints on disk: written, found, checked, read, compared and cleared away."""

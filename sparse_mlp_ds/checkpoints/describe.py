@@ -1,10 +1,10 @@
-"""What a checkpoint holds, in figures: norms of tensors and experts, and what its manifest says of the run."""
+"""A summary of a checkpoint: norms of tensors and experts, and the manifest's entries about the run."""
 
 import math
 import re
 from typing import Any
 
-from sparse_mlp_ds.checkpoints import backbone
+from sparse_mlp_ds.checkpoints import model_weights
 from sparse_mlp_ds.checkpoints.manifest import Checkpoint, is_count
 from sparse_mlp_ds.checkpoints.reader import Reader
 
@@ -12,21 +12,25 @@ _EXPERT = re.compile(r"(?:backbone\.)?(.+)\.experts\.([0-9]{1,9})\..+")
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return a summary of plain values, for a table or JSON. Norms are L2; None stands for one that is not finite.
+    """Return a summary of a checkpoint as values for a table or JSON. Reads every tensor, one at a time.
 
-    `tensors`: every parameter. `others`: all else by kind (moments, what stands beside the engine), summed up.
-    `experts`: by layer, for each the norm of its parameters and, where the run counted them, the items that chose it.
-    Reads every tensor, one at a time. Raises UserError.
+    Norms are L2 norms; None stands for a norm that is not finite. `tensors` holds each parameter's shape and norm.
+    `others` sums up all other tensors by kind: the optimizer's moments, and the moving average or momentum network
+    (`momentum`). `experts` lists, layer by layer, each expert's norm over its parameters and the number of items that
+    were routed to it, None where the run did not count them. Raises UserError.
     """
-    read, tensors, others, squares = Reader(checkpoint), {}, {}, {}
+    read = Reader(checkpoint)
+    tensors: dict[str, Any] = {}
+    others: dict[str, dict[str, Any]] = {}
+    squares: dict[str, dict[int, float]] = {}  # by layer and expert
     for name, shape in read.shapes.items():
         kind, _, parameter = name.partition("/")
         square = float(read.whole(name).double().square().sum())
         if kind == "param":
             tensors[parameter] = {"shape": shape, "norm": _norm(square)}
-            if found := _EXPERT.fullmatch(parameter):
-                layer = squares.setdefault(found[1], {})
-                layer[int(found[2])] = layer.get(int(found[2]), 0.0) + square
+            if match := _EXPERT.fullmatch(parameter):
+                layer, expert = squares.setdefault(match[1], {}), int(match[2])
+                layer[expert] = layer.get(expert, 0.0) + square
         else:
             sums = others.setdefault(kind, {"tensors": 0, "elements": 0, "square": 0.0})
             sums["tensors"] += 1
@@ -39,7 +43,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "recipe": manifest["recipe"].get("name"),
         "topology": manifest.get("topology"),
         "progress": {key: progress.get(key) for key in ("stage", "stage_step", "step", "seconds")}
-        | {"finished": [entry.get("name") for entry in backbone.done(checkpoint)]},
+        | {"finished": [entry.get("name") for entry in model_weights.done(checkpoint)]},
         "bytes": sum(entry["bytes"] for entry in manifest["files"].values()),
         "tensors": tensors,
         "others": {kind: sums | {"norm": _norm(sums.pop("square"))} for kind, sums in others.items()},
@@ -57,12 +61,12 @@ def _experts(layer: str, squares: dict[int, float], progress: dict[str, Any]) ->
 
 
 def _items(layer: str, progress: dict[str, Any]) -> list[int]:
-    """Return how many items chose each expert of a layer; nothing where the run did not count."""
+    """Return how many items were routed to each expert of a layer; an empty list if the run did not count them."""
     counted = progress.get("expert_items")
     counted = counted if isinstance(counted, dict) else {}
-    # A layer goes by its module's name, `blocks.3.moe_s`, or by that in the log, `3.moe_s`.
-    found = next((counted[name] for name in (layer, layer.removeprefix("blocks.")) if name in counted), None)
-    return found if isinstance(found, list) and all(is_count(number) for number in found) else []
+    # A layer has its module's name, `blocks.3.moe_s`, or its name in the log, `3.moe_s`.
+    counts = next((counted[name] for name in (layer, layer.removeprefix("blocks.")) if name in counted), None)
+    return counts if isinstance(counts, list) and all(is_count(count) for count in counts) else []
 
 
 def _norm(square: float) -> float | None:

@@ -1,28 +1,30 @@
-"""A checkpoint's manifest, believed only where it fits the files beside it.
+"""Finding checkpoints and reading their manifests, which are believed only where they fit the files beside them.
 
-A checkpoint may come from a stranger: nothing is unpickled, no name leads out of the folder, and no number that it
-claims is used before the files' real sizes bear it out.
+A checkpoint may come from a stranger: nothing is unpickled, no name may lead out of the folder, and no number in a
+manifest is used before the real sizes of the files confirm it.
 """
 
-import hashlib
+import contextlib
 import json
 import math
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from sparse_mlp_ds.errors import UserError
+from sparse_mlp_ds import files
+from sparse_mlp_ds.errors import UserError, one_line
 
 MANIFEST = "manifest.json"
 FORMAT = 2
+"""Version of the checkpoint format; a checkpoint of a different version is refused."""
 LARGEST = 1 << 28
-"""Bytes of a manifest; the largest model here needs a hundredth of it."""
-
+"""Largest size of a manifest, bytes; the largest shipped model needs a hundredth of it."""
 HASHING = 8
-"""Files that are hashed at the same time."""
+"""Number of files that are hashed at the same time."""
 
+_NAME = re.compile(r"step_(0|[1-9][0-9]*)")
 _FILE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _TENSOR = re.compile(r"[A-Za-z0-9_]+/[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -30,51 +32,60 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint."""
+    """A complete checkpoint on disk."""
 
     path: Path
+    """The folder step_N."""
     manifest: dict[str, Any]
+    """The content of manifest.json."""
 
     @property
     def progress(self) -> dict[str, Any]:
-        """What `train.checkpoint.save` was given: where the run stood."""
+        """Where the run stood: the stage, its steps, the finished stages (`train.run_folder.Progress` as JSON)."""
         return self.manifest["progress"]
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Return a checkpoint's manifest. Raises UserError naming what is wrong with it."""
+    """Read a checkpoint's manifest, without looking at the files that it names. Raises UserError."""
     try:
         if not (path / MANIFEST).is_file():
             raise UserError(f"{path}: not a checkpoint: no readable {MANIFEST}; give a folder step_N that has one")
         if leaves(path / MANIFEST, path):
             raise UserError(f"{path}: {MANIFEST} is a link out of the folder; copy the file there")
         if (path / MANIFEST).stat().st_size > LARGEST:
-            raise ValueError(f"more than {LARGEST >> 20} MiB")
-        manifest = json.loads((path / MANIFEST).read_text(), object_pairs_hook=unique)
+            raise UserError(f"{path}: damaged {MANIFEST} (more than {LARGEST >> 20} MiB); use another checkpoint")
+        return parsed((path / MANIFEST).read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(f"{path}: not a checkpoint: no readable {MANIFEST} ({error.strerror})") from None
+
+
+def parsed(content: bytes, where: str) -> dict[str, Any]:
+    """Return a manifest, given what its file holds. where: the checkpoint, for messages. Raises UserError."""
+    try:
+        manifest = json.loads(content.decode(), object_pairs_hook=unique)
         if manifest["format"] != FORMAT:
-            raise UserError(f"{path}: checkpoint format {manifest['format']!r}, this version reads {FORMAT}")
+            raise UserError(f"{where}: checkpoint format {manifest['format']!r}, this version reads {FORMAT}")
         for key in ("progress", "recipe", "tensors", "files"):
             if not isinstance(manifest[key], dict):
                 raise ValueError(f"{key} is no mapping")
         _check_files(manifest["files"])
         _check_shapes(manifest["tensors"], sum(entry["bytes"] for entry in manifest["files"].values()))
         return manifest
-    except OSError as error:
-        raise UserError(f"{path}: not a checkpoint: no readable {MANIFEST} ({error.strerror})") from None
     except KeyError as error:
-        raise UserError(f"{path}: damaged {MANIFEST} ({error} is missing); use another checkpoint") from None
+        raise UserError(f"{where}: damaged {MANIFEST} ({error} is missing); use another checkpoint") from None
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{path}: damaged {MANIFEST} ({' '.join(str(error).split())}); use another checkpoint"
-        ) from None
+        raise UserError(f"{where}: damaged {MANIFEST} ({one_line(error)}); use another checkpoint") from None
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Read a manifest and compare every file with it. Raises UserError naming what is wrong."""
+    """Read a checkpoint's manifest and compare the size and hash of every file with it.
+
+    Raises UserError naming the first file that is missing or differs.
+    """
     manifest = read_manifest(path)
     with ThreadPoolExecutor(HASHING) as pool:
         for _ in pool.map(lambda item: _check_file(path / item[0], item[1]), manifest["files"].items()):
-            pass  # raises what a file raised, in the manifest's order
+            pass  # raises the error of a file, in the manifest's order
     return Checkpoint(path, manifest)
 
 
@@ -83,18 +94,29 @@ def _check_file(file: Path, entry: dict[str, Any]) -> None:
         raise UserError(f"{file}: missing; use another checkpoint")
     if leaves(file, file.parent):
         raise UserError(f"{file}: a link out of the folder; copy the file there")
-    if file.stat().st_size != entry["bytes"] or sha256(file) != entry["sha256"]:
+    if file.stat().st_size != entry["bytes"] or files.sha256(file) != entry["sha256"]:
         raise UserError(f"{file}: differs from what was written (size or sha256); use another checkpoint")
 
 
 def numbered(folder: Path) -> list[Path]:
-    """Return a run's checkpoint folders, sound or not, the newest first."""
-    return sorted(folder.glob("step_*"), key=step_of, reverse=True)
+    """Return the checkpoint folders step_N inside `folder`, sound or damaged, the newest first.
+
+    Only exact names count: `step_3_best` or `step_3.bak` is the user's. The age is the step in the manifest, whatever
+    number the name has; where the manifest cannot be read, the number must do. Raises
+    OSError if the folder cannot be read.
+    """
+    if not folder.is_dir():
+        return []
+    # Not glob, which returns nothing for a folder that this user may not read: the run would start over in silence.
+    return sorted((path for path in folder.iterdir() if step_of(path) >= 0), key=age, reverse=True)
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest complete checkpoint, and one line for each newer folder that was passed over."""
-    passed_over = []
+    """Return the newest complete checkpoint inside `folder`, and a line for each newer one that is damaged.
+
+    The checkpoint is None if there is no complete one.
+    """
+    passed_over: list[str] = []
     for path in numbered(folder):
         try:
             return open_checkpoint(path), passed_over
@@ -103,57 +125,88 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, passed_over
 
 
+def start_of(checkpoints: Path, resume: str) -> Path | None:
+    """Return the checkpoint that a run would continue from, as far as manifests tell; None if it would start over.
+
+    Args:
+        checkpoints: the folder of the run's checkpoints.
+        resume: `auto`, `never`, or the path of a checkpoint.
+    """
+    if resume == "never":
+        return None
+    if resume != "auto":
+        return Path(resume)
+    return newest_readable(checkpoints)
+
+
+def newest_readable(folder: Path) -> Path | None:
+    """Return the newest checkpoint inside `folder` whose manifest can be read; None if there is none."""
+    return next((path for path in numbered(folder) if is_readable(path)), None)
+
+
+def is_readable(path: Path) -> bool:
+    """Return whether a path is a checkpoint whose manifest can be read."""
+    with contextlib.suppress(UserError):
+        read_manifest(path)
+        return True
+    return False
+
+
 def checkpoints_of(path: Path) -> Path | None:
-    """Return the folder of a run's checkpoints, None where `path` is no run folder."""
+    """Return the folder `checkpoints` inside a run folder; None if `path` has none."""
     inside = path / "checkpoints"
     return inside if inside.is_dir() else None
 
 
 def find(path: Path) -> tuple[Checkpoint, list[str]]:
-    """Open a checkpoint folder, or a run folder's newest complete one.
+    """Open a checkpoint folder, or the newest complete checkpoint of a run folder.
 
-    Returns the lines about what was passed over, too. Raises UserError if there is none.
+    Returns also a line for each newer checkpoint that is damaged. Raises UserError if there is no complete one.
     """
     folder = checkpoints_of(path)
     if folder is None:
         return open_checkpoint(path), []
-    found, passed_over = newest(folder)
-    if found is None:
+    checkpoint, passed_over = newest(folder)
+    if checkpoint is None:
         why = f": {passed_over[0]}" if passed_over else ""
         raise UserError(f"{path}: a run without a complete checkpoint; train it further{why}")
-    return found, passed_over
+    return checkpoint, passed_over
 
 
 def step_of(path: Path) -> int:
-    """Return N of a folder step_N, -1 for another name."""
-    number = path.name.removeprefix("step_")
-    return int(number) if number.isdecimal() else -1
+    """Return the number N of a folder step_N; -1 for any different name."""
+    exact = _NAME.fullmatch(path.name)
+    return int(exact[1]) if exact else -1
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    digest, block = hashlib.sha256(), memoryview(bytearray(1 << 20))
-    with path.open("rb", buffering=0) as file:
-        while size := file.readinto(block):
-            digest.update(block[:size])
-    return digest.hexdigest()
+def age(path: Path) -> tuple[int, int]:
+    """Return what the checkpoints of a run are sorted by: the step in the manifest, then that in the name."""
+    number = step_of(path)
+    try:
+        step = read_manifest(path).get("step")
+    except UserError:
+        return number, number
+    return (step if is_count(step) else number), number
 
 
 def leaves(file: Path, folder: Path) -> bool:
-    """Say whether a file is a link that leads out of its folder."""
-    return file.resolve().parent != folder.resolve()
+    """Return whether a file is a link that leads out of its folder."""
+    return files.real(file).parent != files.real(folder)
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object's entries (for json.loads). Raises ValueError if two have the same name."""
+    """Return the entries of a JSON object; an `object_pairs_hook` of json.loads.
+
+    Raises ValueError if two entries have the same name.
+    """
     entries = dict(pairs)
     if len(entries) < len(pairs):
         raise ValueError("two entries have the same name")
     return entries
 
 
-def _check_files(files: dict[str, Any]) -> None:
-    for name, entry in files.items():
+def _check_files(entries: dict[str, Any]) -> None:
+    for name, entry in entries.items():
         if not _FILE.fullmatch(name):
             raise ValueError(f"{ascii(name[:80])} is no file name, or leaves the folder")
         if not (is_count(entry["bytes"]) and _SHA256.fullmatch(entry["sha256"])):
@@ -161,7 +214,7 @@ def _check_files(files: dict[str, Any]) -> None:
 
 
 def _check_shapes(tensors: dict[str, Any], bytes_there: int) -> None:
-    """Raise ValueError unless the tensors have names and shapes, which all the files together could hold."""
+    """Raise ValueError unless every tensor has a name and a shape and all fit into the files together."""
     left = bytes_there
     for name, shape in tensors.items():
         if not _TENSOR.fullmatch(name):
@@ -173,6 +226,6 @@ def _check_shapes(tensors: dict[str, Any], bytes_there: int) -> None:
             raise ValueError(f"'{name}' is larger than the files")
 
 
-def is_count(value: Any) -> bool:
-    """Say whether a value from JSON is a whole number that can count something."""
+def is_count(value: Any) -> TypeGuard[int]:
+    """Return whether a value from JSON is an integer from 0 up to 2^62 (and not true or false)."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62

@@ -1,1 +1,1 @@
-"""From WebDataset tars to batches: the order is arithmetic, workers decode and crop, the device augments."""
+"""From WebDataset tars to batches: the order is computed, loader processes decode and crop, the device augments."""

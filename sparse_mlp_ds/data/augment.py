@@ -1,6 +1,7 @@
-"""Augmentation on the device: whole batches at once, every draw keyed by the sample's number in the stage.
+"""Augmentation on the device, a whole batch at a time; every random draw is keyed by the sample's number in the stage.
 
-Most operations are kornia's; which sample gets which is decided here, so that it depends on no rank and no batch size.
+Jitter, grey and blur are kornia's. This file decides which samples each operation applies to, so that the result
+depends on neither the number of ranks nor the batch size.
 """
 
 import math
@@ -10,69 +11,106 @@ import torch
 from torch import Tensor
 
 from sparse_mlp_ds import rng
+from sparse_mlp_ds.data import per_sample
+from sparse_mlp_ds.data.auto_augment import auto_augment
+from sparse_mlp_ds.data.config import Blur, Jitter, Pixels, View
 from sparse_mlp_ds.data.loader import Batch
 from sparse_mlp_ds.data.rand_augment import rand_augment
-from sparse_mlp_ds.data.sections import Blur, Jitter, Pixels, View
 
-_ERASED_AREA = (0.02, 1 / 3)  # shares of the image, and the range of height over width: torchvision's and timm's
+# Ranges of the erased area over the image's, and of its height over its width: those of torchvision and timm.
+_ERASED_AREA = (0.02, 1 / 3)
 _ERASED_RATIO = (0.3, 3.3)
+Operation = Callable[[Tensor, Tensor], Tensor]
+"""(images [N, 3, H, W], random keys [N]) -> images [N, 3, H, W]."""
 
 
-def views(batch: Batch, wanted: Sequence[View], seed: int) -> tuple[Tensor, Tensor]:
-    """Return a micro-batch's augmented views [V, B, 3, H, W] in [0, 1], and the keys [V, B] of what else draws."""
-    keys = [rng.sample_keys(seed, batch.numbers, f"view {v}") for v in range(len(wanted))]
-    images = [augment(to_unit(batch.images[:, v]), view, keys[v]) for v, view in enumerate(wanted)]
-    return torch.stack(images), torch.stack(keys)
+def views(batch: Batch, configs: Sequence[View], seed: int, data: Pixels | None = None) -> tuple[Tensor, Tensor]:
+    """Return a micro-batch's augmented views and the random keys of their samples, for further draws.
+
+    Args:
+        batch: Crops of B images, one for each of the V views.
+        configs: The V views.
+        seed: Seed of the run.
+        data: Mean and standard deviation of noise that fills erased rectangles; ImageNet's without it.
+
+    Returns:
+        Images [V, B, 3, H, W] in [0, 1] but for such noise, and keys [V, B] int64.
+    """
+    rng_keys = [rng.sample_keys(seed, batch.numbers, f"view {v}") for v in range(len(configs))]
+    images = [augment(to_unit(batch.inputs[:, v]), view, rng_keys[v], data) for v, view in enumerate(configs)]
+    return torch.stack(images), torch.stack(rng_keys)
 
 
-def augment(images: Tensor, view: View, keys: Tensor) -> Tensor:
-    """Apply a view's operations in MoCo v3's order: [B, 3, H, W] in [0, 1] -> the same. keys: [B] sample keys."""
+def augment(images: Tensor, view: View, rng_keys: Tensor, data: Pixels | None = None) -> Tensor:
+    """Apply a view's operations in the order of MoCo v3 (Chen et al., 2021).
+
+    Args:
+        images: [B, 3, H, W] in [0, 1].
+        view: Which operations are applied, and with what probability.
+        rng_keys: [B], one random key per sample.
+        data: Mean and standard deviation of noise that fills erased rectangles; ImageNet's without it.
+
+    Returns:
+        The augmented images, [B, 3, H, W] in [0, 1] but for such noise.
+    """
     images = images.float().clone()  # changed in place from here on
     if view.rand_augment:
-        images = rand_augment(images, view.rand_augment, keys)
-    if view.jitter:
-        _sometimes(view.jitter.p, "jitter", keys, images, lambda x, k: _jitter(x, view.jitter, k))
+        images = rand_augment(images, view.rand_augment, rng_keys)
+    if view.auto_augment:
+        images = auto_augment(images, view.auto_augment, rng_keys)
+    if jitter := view.jitter:
+        _apply_at_random(jitter.p, "jitter", rng_keys, images, lambda x, keys: _jitter(x, jitter, keys))
     if view.grayscale:
-        _sometimes(view.grayscale, "grayscale", keys, images, lambda x, k: _grey(x).expand_as(x))
-    if view.blur:
-        _sometimes(view.blur.p, "blur", keys, images, lambda x, k: _blur(x, view.blur, k))
+        _apply_at_random(view.grayscale, "grayscale", rng_keys, images, lambda x, keys: _grey(x).expand_as(x))
+    if blur := view.blur:
+        _apply_at_random(blur.p, "blur", rng_keys, images, lambda x, keys: _blur(x, blur, keys))
     if view.solarize:
-        _sometimes(view.solarize, "solarize", keys, images, lambda x, k: torch.minimum(x, 1 - x))
+        _apply_at_random(view.solarize, "solarize", rng_keys, images, lambda x, keys: torch.minimum(x, 1 - x))
     if view.flip:
-        _sometimes(view.flip, "flip", keys, images, lambda x, k: x.flip(-1))
-    if view.erase:
-        _sometimes(view.erase, "erase", keys, images, _erase)
+        _apply_at_random(view.flip, "flip", rng_keys, images, lambda x, keys: x.flip(-1))
+    if erase := view.erase:
+        fill = _noise(data or Pixels()) if erase.fill == "noise" else _mean_colour
+        _apply_at_random(erase.p, "erase", rng_keys, images, lambda x, keys: _erase(x, keys, fill(x, keys)))
     return images
 
 
 def normalize(images: Tensor, data: Pixels) -> Tensor:
-    """Subtract the mean and divide by the standard deviation of each channel."""
-    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (data.mean, data.std))
+    """Subtract each channel's mean and divide by its standard deviation: [..., 3, H, W] -> [..., 3, H, W]."""
+    mean, std = _mean_and_std(data, images.device)
     return (images - mean) / std
 
 
+def _mean_and_std(data: Pixels, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of the channels, [3, 1, 1] each."""
+    mean, std = (per_sample.constant(tuple(values), device).view(3, 1, 1) for values in (data.mean, data.std))
+    return mean, std
+
+
 def to_unit(images: Tensor) -> Tensor:
-    """uint8 -> float32 in [0, 1]."""
-    # The loader's lie as they were decoded, channels last, and all that is made of them would; kornia 0.8 fails there.
+    """Convert uint8 pixels to float32 in [0, 1]."""
+    # The loader's tensors keep Pillow's memory layout, channels last, and so would all results; kornia 0.8 fails there.
     return images.contiguous().float() / 255
 
 
-def _sometimes(
-    p: float, name: str, keys: Tensor, images: Tensor, operation: Callable[[Tensor, Tensor], Tensor]
-) -> None:
-    """Replace the samples whose draw falls below p by `operation(images, keys)`."""
-    chosen = (rng.uniform(keys, rng.stream_id(f"augment/{name}"), 1)[:, 0] < p).nonzero()[:, 0]
-    if len(chosen) == len(images):
-        images.copy_(operation(images, keys))
-    elif len(chosen):
-        images.index_copy_(0, chosen, operation(images[chosen], keys[chosen]))
+def _apply_at_random(p: float, name: str, rng_keys: Tensor, images: Tensor, operation: Operation) -> None:
+    """Replace, in place and with probability p, each sample by `operation(images, rng_keys)` of it.
+
+    Args:
+        p: Probability.
+        name: Name of the operation's random stream.
+        rng_keys: [B], one random key per sample.
+        images: [B, 3, H, W], changed in place.
+        operation: Called with N samples: the chosen or all.
+    """
+    is_chosen = rng.uniform(rng_keys, rng.stream_id(f"augment/{name}"), 1)[:, 0] < p
+    per_sample.change(images, is_chosen, operation, rng_keys)
 
 
-def _jitter(images: Tensor, jitter: Jitter, keys: Tensor) -> Tensor:
-    """Brightness, contrast, saturation, hue, in that order and each by a factor of its own per sample."""
+def _jitter(images: Tensor, jitter: Jitter, rng_keys: Tensor) -> Tensor:
+    """Change brightness, contrast, saturation and hue in that order, each sample by its own random factors."""
     from kornia import enhance
 
-    draws = rng.uniform(keys, rng.stream_id("augment/jitter strength"), 4) * 2 - 1  # [B, 4] in [-1, 1)
+    draws = rng.uniform(rng_keys, rng.stream_id("augment/jitter strength"), 4) * 2 - 1  # [B, 4] in [-1, 1)
     if jitter.brightness:
         images = enhance.adjust_brightness_accumulative(images, 1 + draws[:, 0] * jitter.brightness)
     if jitter.contrast:
@@ -84,34 +122,47 @@ def _jitter(images: Tensor, jitter: Jitter, keys: Tensor) -> Tensor:
     return images
 
 
-def _erase(images: Tensor, keys: Tensor) -> Tensor:
+def _mean_colour(images: Tensor, rng_keys: Tensor) -> Tensor:
+    return images.mean(dim=(2, 3), keepdim=True)
+
+
+def _noise(data: Pixels) -> Operation:
+    """Return an operation that gives images of noise, which is N(0, 1) once it is normalised."""
+
+    def noise(images: Tensor, rng_keys: Tensor) -> Tensor:
+        mean, std = _mean_and_std(data, images.device)
+        draws = rng.normal(rng_keys, rng.stream_id("augment/erased pixels"), images[0].numel())
+        return mean + std * draws.view_as(images)
+
+    return noise
+
+
+def _erase(images: Tensor, rng_keys: Tensor, fill: Tensor) -> Tensor:
+    """Replace a random rectangle of each image by the same part of `fill` (random erasing, Zhong et al., 2020).
+
+    fill: [B, 3, H, W], or [B, 3, 1, 1] of one colour.
+    """
     height, width = images.shape[-2:]
-    area, ratio, y, x = rng.uniform(keys, rng.stream_id("augment/erased"), 4).unbind(1)  # [B] each
+    area, ratio, y, x = rng.uniform(rng_keys, rng.stream_id("augment/erased"), 4).unbind(1)  # [B] each
     area = (_ERASED_AREA[0] + area * (_ERASED_AREA[1] - _ERASED_AREA[0])) * height * width
     low, high = (math.log(edge) for edge in _ERASED_RATIO)
     ratio = torch.exp(low + ratio * (high - low))
     h, w = (area * ratio).sqrt().clamp(max=height), (area / ratio).sqrt().clamp(max=width)
-    inside = rectangle(y * (height - h), x * (width - w), h, w, height, width)
-    return torch.where(inside[:, None], images.mean(dim=(2, 3), keepdim=True), images)
-
-
-def rectangle(top: Tensor, left: Tensor, h: Tensor, w: Tensor, height: int, width: int) -> Tensor:
-    """Return [B, height, width] bool: the pixels whose middles lie inside a rectangle per sample, all [B], pixels."""
-    rows = torch.arange(height, device=top.device) + 0.5
-    columns = torch.arange(width, device=top.device) + 0.5
-    in_rows = (rows >= top[:, None]) & (rows < (top + h)[:, None])
-    in_columns = (columns >= left[:, None]) & (columns < (left + w)[:, None])
-    return in_rows[:, :, None] & in_columns[:, None, :]
+    inside = per_sample.rectangle(y * (height - h), x * (width - w), h, w, height, width)
+    return torch.where(inside[:, None], fill, images)
 
 
 def _shift_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue [B] of HSV at the same saturation and value; kornia's result in a fraction of its time on a CPU."""
+    """Shift the hue of HSV by `turns` [B] and keep saturation and value.
+
+    The result is kornia's; on a CPU this takes a fraction of kornia's time.
+    """
     red, green, blue = images.unbind(1)  # [B, H, W] each
     value = images.amax(dim=1)
     chroma = value - images.amin(dim=1)
-    some = chroma.clamp_min(1e-8)
-    hue = torch.where(value == green, (blue - red) / some + 2, (red - green) / some + 4)
-    hue = torch.where(value == red, (green - blue) / some, hue) + 6 * turns[:, None, None]  # in sixths of a turn
+    divisor = chroma.clamp_min(1e-8)
+    hue = torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4)
+    hue = torch.where(value == red, (green - blue) / divisor, hue) + 6 * turns[:, None, None]  # in sixths of a turn
     hue -= 6 * (hue / 6).floor()  # into [0, 6); torch.remainder takes several times as long
     lowest = value - chroma
     # A channel is at V within a sixth of its own hue, and at V - C from two sixths on.
@@ -125,10 +176,14 @@ def _grey(images: Tensor) -> Tensor:
     return rgb_to_grayscale(images)
 
 
-def _blur(images: Tensor, blur: Blur, keys: Tensor) -> Tensor:
-    from kornia.filters import gaussian_blur2d
+def _blur(images: Tensor, blur: Blur, rng_keys: Tensor) -> Tensor:
+    from kornia.filters import filter2d_separable, gaussian_blur2d, get_gaussian_kernel1d
 
     low, high = blur.sigma
-    sigma = low + rng.uniform(keys, rng.stream_id("augment/blur sigma"), 1) * (high - low)  # [B, 1]
+    sigma = low + rng.uniform(rng_keys, rng.stream_id("augment/blur sigma"), 1) * (high - low)  # [B, 1]
     radius = min(int(3 * high) + 1, (images.shape[-1] - 1) // 2)
-    return gaussian_blur2d(images, 2 * radius + 1, sigma.expand(-1, 2))
+    if per_sample.by_subset(images):
+        return gaussian_blur2d(images, 2 * radius + 1, sigma.expand(-1, 2))
+    # The same without its question to the device whether every sigma is positive.
+    kernel = get_gaussian_kernel1d(2 * radius + 1, sigma)
+    return filter2d_separable(images, kernel, kernel)

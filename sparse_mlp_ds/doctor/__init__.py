@@ -1,1 +1,1 @@
-"""What is wrong with the hosts of a run, found before anybody starts it. Each looks at itself; one host compares."""
+"""Finds what is wrong with the hosts of a run before it starts: each host examines itself, and one host compares."""

@@ -1,6 +1,7 @@
-"""`python -m sparse_mlp_ds.doctor [REQUEST]` prints what this host says of itself, as one line.
+"""`python -m sparse_mlp_ds.doctor [REQUEST]` examines this host and prints what it found, on one line.
 
-REQUEST: the fields of `facts.Request` as JSON. A mark before the answer tells it from what else a login prints.
+REQUEST holds the fields of `facts.Request` as JSON. The line starts with a mark that tells it from other
+output of a login.
 """
 
 import json

@@ -1,10 +1,9 @@
-"""Asking every host at the same time, over ssh, as DeepSpeed's launcher reaches them."""
+"""Asks all hosts at the same time, over ssh, which is how DeepSpeed's launcher reaches them."""
 
 import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -13,53 +12,58 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import FrameType
 
+from sparse_mlp_ds.distributed import network
 from sparse_mlp_ds.doctor import remote
-from sparse_mlp_ds.doctor.facts import Facts, Request, look, runs_folder
+from sparse_mlp_ds.doctor.facts import HostFacts, Request, look, runs_folder
 from sparse_mlp_ds.doctor.hostfile import Host
 from sparse_mlp_ds.errors import UserError
 
 LIMIT_SECONDS = 30.0
-"""For a host to answer; importing torch from a slow disk takes most of it."""
+"""Longest time to wait for a host's answer; most of it is for importing torch from a slow disk."""
 _SSH = (
     "ssh",
     "-o", "BatchMode=yes",
     "-o", f"ConnectTimeout={remote.CONNECT_SECONDS}",
     "-o", "ServerAliveInterval=5",
     "-o", "ServerAliveCountMax=2",
-    "-o", "ControlPath=none",  # a shared connection of before would hide what is wrong now
+    "-o", "ControlPath=none",  # a connection that is already open would hide what is wrong now
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of asking a host."""
+    """A host's answer, or why there is none."""
 
     host: Host
-    facts: Facts | None
+    """The host, as the hostfile names it."""
+    facts: HostFacts | None
+    """What the host found out about itself; None if it did not answer."""
     error: str = ""
-    """Why there are no facts, with the fix."""
+    """Why the host did not answer, with the fix; empty if it did."""
     seconds: float = 0.0
-    """Until it answered."""
+    """Seconds that the answer took."""
     ahead: float = 0.0
-    """Seconds by which its clock is ahead of this host's, more or less `unsure`."""
+    """Seconds by which the host's clock is ahead of this host's clock."""
     unsure: float = 0.0
+    """Largest error of `ahead`, in seconds."""
 
 
 def here(request: Request, slots: int | None = None) -> Answer:
-    """Examine this host alone."""
+    """Examine this host alone. slots: number of ranks that it is to run; None if no hostfile says so."""
     facts = look(request)
     return Answer(Host(facts.host, slots), facts, seconds=facts.seconds)
 
 
 def everyone(hosts: Sequence[Host], request: Request) -> list[Answer]:
-    """Ask all hosts and return their answers in the same order, whatever each of them is like.
+    """Ask all hosts and return their answers in the same order; a host that cannot answer has an error as its answer.
 
-    Takes as long as the slowest, LIMIT_SECONDS at most. Raises UserError if this host cannot ask.
+    This takes as long as the slowest host, LIMIT_SECONDS at most. Raises UserError if this host has no ssh.
     """
     if not shutil.which("ssh"):
         raise UserError("ssh: not installed here; install openssh-client, DeepSpeed needs it as well")
-    asking = _Asking()
+    asking = Shells()
     with _marker() as marker, _listener(len(hosts)) as port, ThreadPoolExecutor(len(hosts)) as pool:
         request = replace(request, marker=marker, call=port)
         try:
@@ -69,46 +73,57 @@ def everyone(hosts: Sequence[Host], request: Request) -> list[Answer]:
             raise
 
 
-class _Asking:
-    """The ssh commands under way."""
+class Shells:
+    """Runs commands on hosts over ssh, and ends those that still run when it is told to."""
 
-    def __init__(self):
-        self._running: set[subprocess.Popen] = set()
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
         self._lock, self._ended = threading.Lock(), False
 
-    def ask(self, host: Host, request: Request) -> Answer:
-        sent, started = time.time(), time.monotonic()
+    def run(self, host: str, command: str, limit: float) -> str:
+        """Return what a command printed on a host. limit: longest time to wait, in seconds.
+
+        Raises ValueError, whose message says with the fix why there is none, without the host's name.
+        """
         with self._lock:
             if self._ended:
-                return Answer(host, None, "was not asked")
+                raise ValueError("was not asked")
             process = subprocess.Popen(
-                [*_SSH, "--", host.name, remote.command(request)],
+                [*_SSH, "--", host, command],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 env=os.environ | {"LC_ALL": "C"},  # its messages are read here
             )  # fmt: skip
             self._running.add(process)
         try:
-            output, errors = process.communicate(timeout=LIMIT_SECONDS)
+            output, errors = process.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
             fix = "look for a file system that hangs (df), or ask again if it is only slow"
-            return Answer(host, None, f"no answer within {LIMIT_SECONDS:.0f} s; {fix}", time.monotonic() - started)
+            raise ValueError(f"no answer within {limit:.0f} s; {fix}") from None
         finally:
             process.kill()
             process.wait()
             with self._lock:
                 self._running.discard(process)
-        received, took = time.time(), time.monotonic() - started
         if process.returncode:
-            return Answer(host, None, remote.why(host.name, process.returncode, errors.decode(errors="replace")), took)
+            raise ValueError(remote.why(host, process.returncode, errors.decode(errors="replace")))
+        return output.decode(errors="replace")
+
+    def ask(self, host: Host, request: Request) -> Answer:
+        """Return a host's answer about itself."""
+        sent, started = time.time(), time.monotonic()
         try:
-            facts = remote.parse(output.decode(errors="replace"))
+            output = self.run(host.name, remote.command(remote.MODULE, request), LIMIT_SECONDS)
+            received = time.time()
+            facts = remote.parse(output)
         except ValueError as error:
-            return Answer(host, None, str(error), took)
-        # Its clock was read between `sent`, plus what it took to find out the rest, and `received`.
+            return Answer(host, None, str(error), time.monotonic() - started)
+        took = time.monotonic() - started
+        # The host read its clock last of all: `facts.seconds` after it began, so at the earliest at `sent` plus that.
         earliest = min(sent + max(facts.seconds, 0.0), received)
         return Answer(host, facts, "", took, facts.clock - (earliest + received) / 2, (received - earliest) / 2)
 
     def end(self) -> None:
+        """Kill the commands that still run; later ones are not started."""
         with self._lock:
             self._ended = True
             for process in self._running:
@@ -117,16 +132,17 @@ class _Asking:
 
 @contextmanager
 def _marker() -> Iterator[str]:
-    """Make a file by which others know the shared folder; it is gone afterwards, also if the process is told to end.
+    """Make a file in the folder of the runs, by which other hosts show that they share it, and yield its path.
 
-    Its name is random: no host's cache of the folder can know it, neither as there nor as absent.
+    The file is removed afterwards, also if a signal ends the process. Its name is random, so that no host's cache of
+    the folder can know whether it exists.
     """
     marker = runs_folder() / f".doctor-{secrets.token_hex(8)}"
 
-    def leave(number, frame):
+    def leave(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)
 
-    # Not those that nohup or the like has had ignored.
+    # Signals that are ignored stay so, as SIGHUP is under nohup.
     deadly = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
     for number in deadly:
         signal.signal(number, leave)
@@ -141,10 +157,9 @@ def _marker() -> Iterator[str]:
 
 @contextmanager
 def _listener(callers: int) -> Iterator[int]:
-    """Listen on a free port, of IPv6 too where there is one, and yield it. The kernel answers; nobody has to accept."""
-    try:
-        listener = socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=callers)
-    except (OSError, ValueError):  # switched off, or not both at once
-        listener = socket.create_server(("", 0), backlog=callers)
-    with listener:
+    """Listen on a free port, also of IPv6 where it exists, and yield the port.
+
+    callers: number of hosts that may call at the same time. The kernel completes connections, so none is accepted.
+    """
+    with network.listen(backlog=callers) as listener:
         yield listener.getsockname()[1]

@@ -1,1 +1,1 @@
-"""One record per log step, and where it goes: the progress line, metrics.jsonl, TensorBoard, wandb."""
+"""The log of a run: one record per log step, and where it goes: console, metrics.jsonl, TensorBoard, wandb."""

@@ -1,11 +1,10 @@
-"""wandb in a process of its own: it follows RUN/metrics.jsonl, so nothing that wandb does can stop or slow training.
+"""Sends the records of a run to Weights & Biases from a process of its own, which reads RUN/metrics.jsonl.
 
-The trainer holds a `WandbFollower`; the process it starts runs `main`. What wandb did not take by the end of a run can
-be sent later, with the command line that `close` prints.
+So nothing that wandb does can stop or slow training. The trainer holds a `WandbFollower`; the process that it starts
+runs `main`. Records that wandb did not take by the end of a run can be sent later with the command that `close` prints.
 """
 
 import argparse
-import fcntl
 import json
 import os
 import secrets
@@ -17,7 +16,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
@@ -25,38 +23,58 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from sparse_mlp_ds import files
+from sparse_mlp_ds.log import results
+from sparse_mlp_ds.log.console import say
+from sparse_mlp_ds.log.output import begin_output, end_output
+from sparse_mlp_ds.log.wandb_alerts import Alerts
 
-if TYPE_CHECKING:  # the process itself must not wait for pydantic and torch
-    from sparse_mlp_ds.recipe import Wandb
+if TYPE_CHECKING:  # the process must not wait for the import of pydantic and torch
+    from sparse_mlp_ds.config.log import Wandb
 
-say = partial(print, flush=True)
 POLL_SECONDS = 0.5
+"""Seconds between two looks at metrics.jsonl."""
 ORPHAN_SECONDS = 60
-"""What is left to a process whose trainer died, so that a silent server cannot keep it for ever."""
+"""Seconds that the process may go on after its trainer died, so that a silent server cannot keep it for ever."""
 DEFAULTS = {
     "INIT_TIMEOUT": "30",
     "QUIET": "true",
     "CONSOLE": "off",
-    "ERROR_REPORTING": "false",  # it holds up the exit by 20 s when the server is silent
-    "X_DISABLE_STATS": "true",  # the figures would be this process's
+    "ERROR_REPORTING": "false",  # it delays the exit by 20 s when the server is silent
+    "X_DISABLE_STATS": "true",  # wandb would measure this process, not the trainer
     "X_TRANSACTION_LOG_FLUSH_INTERVAL": "1",  # 15 s of an offline run would be lost with a killed node
 }
-"""WANDB_* where the user has not set it; in the environment, a version of wandb ignores the names it does not know."""
+"""Environment variables WANDB_* that are set where the user has not set them; wandb ignores names it does not know."""
+
+
+DELETED = "previously created and deleted"
+"""What the server says of the id of a run that was deleted there; such an id cannot be used again."""
+_ID, _STEP = "wandb_id", "wandb_step"  # files of the run folder: the run's id there, the last step that was sent
 
 
 class WandbFollower:
-    """The trainer's handle on the process. Nothing here raises because of wandb or waits for it, `close` excepted."""
+    """The trainer's handle on the process.
+
+    Nothing here raises because of wandb, and nothing but `close` waits for it.
+    """
 
     def __init__(self, run_folder: Path, settings: "Wandb", run_name: str):
-        """Start to follow run_folder/metrics.jsonl, which need not exist. settings: mode is not `disabled`."""
+        """Start to follow run_folder/metrics.jsonl, which need not exist yet.
+
+        settings: the recipe's `log.wandb` section, whose mode is not `disabled`. run_name: shown by wandb.
+        """
         self._log = run_folder.absolute() / "wandb.log"
+        self._id_file = run_folder.absolute() / _ID
+        self._id = self._read_id()
         options = {"project": settings.project, "mode": settings.mode, "name": run_name, "entity": settings.entity}
+        options |= {"group": settings.group}
         self._command = [sys.executable, "-m", "sparse_mlp_ds.log.wandb_follow", str(run_folder.absolute())]
         self._command += [f"--{key}={value}" for key, value in options.items() if value is not None]
+        self._command += [f"--tag={tag}" for tag in settings.tags]
+        self._command += ["--alerts"] * settings.alerts
         ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         environment = {k: v for k, v in os.environ.items() if k not in ranks and not k.startswith("MASTER_")}
         environment["CUDA_VISIBLE_DEVICES"] = ""
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         try:
             with self._log.open("ab") as log:
                 self._process = subprocess.Popen(
@@ -66,19 +84,33 @@ class WandbFollower:
         except OSError as error:
             say(f"wandb: cannot follow the run ({error}); {self._later()}")
 
-    def close(self, patience_seconds: float = 15) -> str | None:
-        """Let the process send what is left, then end it; metrics.jsonl must be complete.
+    def look(self) -> None:
+        """Say it if the process had to take a new id, because the run was deleted on the server."""
+        before, self._id = self._id, self._read_id() or self._id
+        if before and self._id != before:
+            say(
+                f"WARNING: wandb: run {before} was deleted on the server; all records are sent again, as run {self._id}"
+            )
 
-        Returns the line that it prints if something could not be sent, else None. Later calls do nothing.
+    def _read_id(self) -> str | None:
+        with suppress(OSError):
+            return self._id_file.read_text(encoding="utf-8").strip()
+        return None
+
+    def close(self, patience_seconds: float = 15) -> str | None:
+        """Let the process send what is left, then end it. Later calls do nothing.
+
+        metrics.jsonl must be complete. Returns None if everything was sent, else the line that was printed.
         """
         process, self._process = self._process, None
         if process is None:
             return None
-        with suppress(OSError):  # it has ended already
+        assert process.stdin is not None  # it was started with a pipe
+        with suppress(OSError), process.stdin:  # the process may have ended already
             process.stdin.write(b"\n")  # loader workers forked from this process keep the pipe open: no EOF then
-        process.stdin.close()
         try:
             code = process.wait(patience_seconds)
+            self.look()
             if code == 0:
                 return None
             line = f"wandb: failed with exit code {code}, see {self._log}; {self._later()}"
@@ -94,60 +126,93 @@ class WandbFollower:
 
 
 def main() -> None:
-    """Forward records until the trainer ends, then finish; the trainer bounds the time that may take."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's; this process ends with it
+    """Send the records of a run folder to Weights & Biases until standard input is closed or says so, then finish."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the trainer
     parser = argparse.ArgumentParser(prog="python -m sparse_mlp_ds.log.wandb_follow", description=main.__doc__)
-    parser.add_argument("run_folder", type=Path)
-    for name in ("--project", "--mode", "--name", "--entity"):
-        parser.add_argument(name, required=name != "--entity")
+    parser.add_argument("run_folder", type=Path, help="the folder that holds metrics.jsonl")
+    parser.add_argument("--project", required=True, help="project of the run at Weights & Biases")
+    parser.add_argument("--mode", required=True, help="online, or offline to keep the run on disk")
+    parser.add_argument("--name", required=True, help="name of the run at Weights & Biases")
+    parser.add_argument("--alerts", action="store_true", help="send the run's events as alerts")
+    parser.add_argument("--entity", help="user or team that owns the project (default: your own)")
+    parser.add_argument("--group", help="group of runs at Weights & Biases that it belongs to")
+    parser.add_argument("--tag", action="append", dest="tags", help="tag of the run; may be given several times")
     arguments = parser.parse_args()
     ended = Event()
     Thread(target=_watch, args=(ended,), daemon=True).start()
     for name, value in DEFAULTS.items():
         os.environ.setdefault(f"WANDB_{name}", value)
     try:
-        from wandb import init, teardown  # by name: a folder called wandb also imports
+        from wandb import init  # noqa: F401  # by name: `import wandb` also succeeds for any folder called wandb
     except ImportError as error:
         say(f"wandb is not installed ({error}); nothing is sent: pip install wandb, or set log.wandb.mode: disabled")
         return
 
-    folder: Path = arguments.run_folder
-    lock = os.open(folder, os.O_RDONLY)
-    with suppress(OSError):  # not every network file system has locks
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one at a time: the process of a killed try may still be finishing
-    options = {"project": arguments.project, "entity": arguments.entity, "name": arguments.name, "dir": str(folder)}
-    config = folder / "config.yaml"
-    options |= {"config": yaml.safe_load(config.read_text()) if config.exists() else None}
-    options |= {"id": _run_id(folder), "resume": "allow"}
-    online = arguments.mode == "online"
-    try:
-        run = init(mode=arguments.mode, **options)
-    except Exception as error:
-        if not online:
-            raise
-        online = False
-        teardown()  # the failed run keeps its id until then
-        run = init(mode="offline", **options)
-        reason = str(error).partition("\n")[0]
-        say(f"no answer from wandb ({reason}); kept offline, send it with: wandb sync {folder}/wandb/offline-run-*")
+    with files.lock(arguments.run_folder / ".wandb_lock"):  # that of an earlier try may still be finishing
+        _follow(arguments, ended)
 
-    saved = folder / "wandb_step"
-    last = max(int(saved.read_text()) if saved.exists() else -1, run.starting_step - 1)
+
+def _follow(arguments: argparse.Namespace, ended: Event) -> None:
+    """Send the records of a run folder until the run has ended, then finish. arguments: of the command line."""
+    folder: Path = arguments.run_folder
+    options = {key: getattr(arguments, key) for key in ("project", "entity", "name", "group", "tags")}
+    config = folder / "config.yaml"
+    options |= {"config": yaml.safe_load(config.read_text(encoding="utf-8")) if config.exists() else None}
+    options |= {"dir": str(folder)}
+    run, online = _begin(folder, arguments.mode == "online", options)
+    alerts = Alerts(folder, run) if arguments.alerts else None
+    saved = folder / _STEP
+    last = max(int(saved.read_text(encoding="utf-8")) if saved.exists() else -1, run.starting_step - 1)
     sent = 0
     for record in _records(folder / "metrics.jsonl", ended):
-        if record["step"] > last:
+        if results.is_result(record):  # again after a restart, which changes nothing
+            run.summary.update(_figures(record))
+        elif record["step"] > last:
             last, sent = record["step"], sent + 1
             run.log(_figures(record), step=last, commit=True)
             if not online:
-                files.replace(saved, str(last))
+                _keep(saved, last)
+        if alerts:
+            alerts.send()
+    if alerts:
+        alerts.send_last()
     run.finish()
     if online:  # only now has the server everything; after a kill it tells what it has (starting_step)
-        files.replace(saved, str(last))
+        _keep(saved, last)
     say(f"forwarded {sent} records, the last is step {last}")
 
 
+def _begin(folder: Path, online: bool, options: dict[str, Any]) -> tuple[Any, bool]:
+    """Begin the run at Weights & Biases, and return it and whether it is online; if it cannot be, it is kept offline.
+
+    A run that was deleted there begins anew, with a new id and all of its records.
+    """
+    from wandb import init, teardown
+
+    options = options | {"resume": "allow"}
+    old = _run_id(folder)
+    try:
+        return init(mode="online" if online else "offline", id=old, **options), online
+    except Exception as error:
+        if not online:
+            raise
+        teardown()  # until then the failed run keeps its id
+        if DELETED in str(error):
+            for name in (_STEP, _ID):
+                (folder / name).unlink(missing_ok=True)
+            say(f"run {old} was deleted on the server; all records are sent again, as run {_run_id(folder)}")
+            return _begin(folder, online, options)
+        run = init(mode="offline", id=old, **options)
+        reason = str(error).partition("\n")[0]
+        say(f"no answer from wandb ({reason}); kept offline, send it with: wandb sync {folder}/wandb/offline-run-*")
+        return run, False
+
+
 def _watch(ended: Event) -> None:
-    """Set `ended` when the trainer writes to stdin, closes it or dies; after a death, also bound what is left."""
+    """Set `ended` when the trainer writes to standard input, closes it or dies.
+
+    If it died, end this process too after `ORPHAN_SECONDS`.
+    """
     trainer = os.getppid()
     while os.getppid() == trainer:
         if select.select([] if ended.is_set() else [sys.stdin], [], [], 1)[0]:
@@ -159,7 +224,7 @@ def _watch(ended: Event) -> None:
 
 
 def _records(path: Path, ended: Event) -> Iterator[dict[str, Any]]:
-    """Yield records as they are written, until `ended`; a file that shrinks is read again from its start."""
+    """Yield records as they are written, until `ended` is set; a file that shrinks is read again from its start."""
     offset, last_look = 0, False
     while not last_look:
         last_look = ended.wait(POLL_SECONDS)
@@ -170,7 +235,7 @@ def _records(path: Path, ended: Event) -> Iterator[dict[str, Any]]:
         with path.open("rb") as file:
             file.seek(offset)
             text = file.read()
-        *lines, rest = text.split(b"\n")  # rest: a line still being written
+        *lines, rest = text.split(b"\n")  # rest: a line that is still being written
         offset += len(text) - len(rest)
         for line in lines:
             try:
@@ -182,24 +247,41 @@ def _records(path: Path, ended: Event) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def _figures(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the numbers of a record, those of nested ones under a/b, and the stage's name."""
-    flat = {}
-    for key, value in record.items():
+def _figures(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a record as STAGE/NAME, and the name of its stage."""
+    stage = record.get("stage", "")
+    figures = {name: value for name, value in _flat(record).items() if name not in ("step", "time", "eta_seconds")}
+    return {f"{stage}/{name}" if stage else name: value for name, value in figures.items()} | {"stage": stage}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the numbers of a tree; one of a nested mapping gets the name a/b."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _figures(value, f"{prefix}{key}/")
-        elif isinstance(value, (int, float)) or prefix + key == "stage":
+            flat |= _flat(value, f"{prefix}{key}/")
+        elif isinstance(value, (int, float)):
             flat[prefix + key] = value
     return flat
 
 
+def _keep(path: Path, step: int) -> None:
+    """Write down the last step that was sent; if the disk is full, the next one is tried."""
+    with suppress(OSError):
+        files.replace(path, str(step))
+
+
 def _run_id(folder: Path) -> str:
-    """Return the id of the run, one for the life of its folder."""
-    path = folder / "wandb_id"
+    """Return the id of the run at Weights & Biases, which stays as long as neither folder nor run are deleted."""
+    path = folder / _ID
     if not path.exists():
         files.replace(path, secrets.token_hex(6))
-    return path.read_text().strip()
+    return path.read_text(encoding="utf-8").strip()
 
 
 if __name__ == "__main__":
-    main()
+    begin_output()  # whose file may be on a full disk
+    try:
+        main()
+    finally:
+        end_output()

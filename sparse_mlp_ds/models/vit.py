@@ -1,28 +1,48 @@
 """ViT (Dosovitskiy et al., 2021) as MoCo v3 trains it, V-MoE (Riquelme et al., 2021) and WideNet (Xue et al., 2022).
 
-They differ in what mixes channels: an MLP in every block, experts in some blocks, one set of experts for all blocks.
+They differ in what mixes channels: an MLP in every block (ViT), experts in some blocks (V-MoE), or one set of experts
+for all blocks (WideNet).
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
 from sparse_mlp_ds import rng
 from sparse_mlp_ds.models.backbone import Backbone
-from sparse_mlp_ds.models.layers import LN_EPS, DropPath, Mlp, lecun_normal, xavier_uniform
+from sparse_mlp_ds.models.layers import (
+    LN_EPS,
+    NO_FACTORS,
+    DropPath,
+    Factors,
+    Mlp,
+    PatchEmbed,
+    lecun_normal,
+    xavier_uniform,
+)
+from sparse_mlp_ds.models.positions import sin_cos
 from sparse_mlp_ds.moe.stats import Reports
 
 
 class TransformerBlock(nn.Module):
-    """y1 = x + attention(norm x); y = y1 + channels(norm y1), `channels` an MLP or an MoE layer.
+    """y1 = x + attention(norm x); y = y1 + channels(norm y1), where `channels` is an MLP or an MoE layer.
 
-    Either layer may be shared with other blocks, as in WideNet: draws are told apart by the block's number.
+    Blocks may share both layers, as in WideNet. Their random draws still differ, because each block gets keys of its
+    own.
     """
 
-    def __init__(self, number: int, width: int, attention: nn.Module, channels: nn.Module, drop_path: float):
+    def __init__(self, width: int, attention: nn.Module, channels: nn.Module, drop_path: float):
+        """Build the block around its two layers.
+
+        Args:
+            width: channels C.
+            attention: module [B, S, C] -> [B, S, C].
+            channels: an `Mlp` or an MoE layer.
+            drop_path: rate of stochastic depth.
+        """
         super().__init__()
-        self.number = number
         self.norm1 = nn.LayerNorm(width, eps=LN_EPS)
         self.attention = attention
         self.norm2 = nn.LayerNorm(width, eps=LN_EPS)
@@ -31,21 +51,33 @@ class TransformerBlock(nn.Module):
         self.moe_c = None if dense else channels
         self.drop_path1, self.drop_path2 = DropPath(drop_path), DropPath(drop_path)
 
-    def forward(self, x: Tensor, keys: Tensor | None) -> tuple[Tensor, Reports]:
-        """x: [B, S, C] -> the same shape, and the report of the MoE layer if there is one."""
-        keys = None if keys is None else rng.fold(keys, self.number)
-        reports: Reports = {}
-        x = x + self.drop_path1(self.attention(self.norm1(x)), keys)
-        y = self.norm2(x)
-        if self.moe_c is None:
-            y = self.mlp(y, keys)
-        else:
-            y, reports["moe_c"] = self.moe_c(y, keys)
-        return x + self.drop_path2(y, keys), reports
+    def forward(self, x: Tensor, keys: Tensor | None, factors: Factors = NO_FACTORS) -> tuple[Tensor, Reports]:
+        """Return y [B, S, C] of x [B, S, C], and the report of the MoE layer if there is one.
+
+        keys: [B] in training, None in evaluation. factors: those of its `DropPath`s, if they were drawn.
+        """
+        x = x + self.drop_path1(self.attention(self.norm1(x)), keys, factors[0])
+        y, reports = self._mix_channels(self.norm2(x), keys)
+        return x + self.drop_path2(y, keys, factors[1]), reports
+
+    def _mix_channels(self, x: Tensor, keys: Tensor | None) -> tuple[Tensor, Reports]:
+        if self.mlp is not None:
+            return self.mlp(x, keys), {}
+        assert self.moe_c is not None
+        y, report = self.moe_c(x, keys)
+        return y, {"moe_c": report}
 
 
 class VisionTransformer(Backbone):
-    """`TransformerBlock`s over patches with fixed positions, and a class token or the mean as the image's features."""
+    """`TransformerBlock`s over patches with positions.
+
+    An image's features are the output of a class token, or the mean over patches.
+    """
+
+    positions: Tensor
+    """[T + S, C], added to the T tokens before the patches and to the patches; fixed ones leave tokens as they are."""
+    head_representation: nn.Module | None
+    """The head's first layer, behind which follows tanh, if it has one."""
 
     def __init__(
         self,
@@ -54,41 +86,87 @@ class VisionTransformer(Backbone):
         width: int,
         blocks: Sequence[nn.Module],
         classes: int = 0,
-        class_token: bool = True,
+        tokens: int = 1,
         checkpoint_blocks: bool = False,
+        positions: str = "sin_cos",
+        representation: bool = False,
     ):
-        """side: patches along one side of the image. class_token: without it, features are the mean over patches."""
-        super().__init__(patch_size, width, blocks, classes, checkpoint_blocks)
-        # A vector, so that it does not decay.
-        self.class_token = nn.Parameter(torch.zeros(width)) if class_token else None
-        self.register_buffer("positions", sin_cos_positions(side, width), persistent=False)
+        """Build the frame around the blocks.
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Return patches with positions, behind the class token if there is one: [B, 3, H, W] -> [B, S (+ 1), C]."""
-        x = super().embed(images)
-        x = x + self.positions.to(x.dtype)
-        if self.class_token is None:
-            return x
-        return torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)
+        Args:
+            side: patches along one side of the image.
+            patch_size: side of a patch, in pixels.
+            width: channels C.
+            blocks: the `TransformerBlock`s.
+            classes: outputs of the head; 0 builds no head.
+            tokens: number of tokens T before the patches, the first a class token; with 0, features are the mean over
+                patches.
+            checkpoint_blocks: keep only each block's input, and compute the block again in the backward pass.
+            positions: kind of positions, see `TransformerSpec.positions`.
+            representation: whether the head begins with a linear layer and tanh.
+        """
+        super().__init__(PatchEmbed(patch_size, width), width, blocks, 0, checkpoint_blocks)
+        self.representation = representation
+        # A vector, because vectors do not decay.
+        self.class_token = nn.Parameter(torch.zeros(width)) if tokens else None
+        if positions == "learned":
+            self.positions = nn.Parameter(torch.zeros(tokens + side**2, width))
+        else:
+            fixed = sin_cos(side, width, swapped=positions == "sin_cos_swapped")
+            self.register_buffer("positions", nn.functional.pad(fixed, (0, 0, tokens, 0)), persistent=False)
+        self.reset_head(classes)
+
+    def reset_head(self, classes: int) -> None:
+        """Replace the head by a new one, whose last layer is zero; for 0 classes, remove it."""
+        super().reset_head(classes)
+        self.head_representation = nn.Linear(self.width, self.width) if classes and self.representation else None
+
+    def tokens(self) -> list[Tensor]:
+        """Return the vectors [C] that stand before the patches."""
+        return [] if self.class_token is None else [self.class_token]
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Return tokens and patches with positions: [B, 3, H, W] -> [B, T + S, C]."""
+        x = super().embed(inputs)
+        if tokens := self.tokens():
+            x = torch.cat([torch.stack(tokens).expand(x.shape[0], -1, -1), x], dim=1)
+        return x + self.positions.to(x.dtype)
 
     def pool(self, x: Tensor) -> Tensor:
-        """Return the class token, or the mean: [B, S, C] -> [B, C]."""
+        """Return the class token's output, or the mean over patches: [B, T + S, C] -> [B, C]."""
         return super().pool(x) if self.class_token is None else x[:, 0]
 
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Return logits [B, classes] from features [B, C]."""
+        if self.head_representation is not None:
+            features = self.head_representation(features).tanh()
+        return super().forward_head(features)
+
+    def block_keys(self, keys: Tensor | None) -> Sequence[Tensor | None]:
+        """Return each block's keys [B]: different ones, though blocks may share their layers."""
+        if keys is None:
+            return super().block_keys(keys)
+        return rng.fold(keys, _numbers(tuple(range(len(self.blocks))), keys.device)).unbind(0)
+
+    def path_keys(self, keys: Tensor) -> Tensor:
+        """Return the keys [paths, B] that the blocks' `DropPath`s draw with: those of their blocks."""
+        return rng.fold(keys, _numbers(tuple(number for number, *_ in self._paths), keys.device))
+
     def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
-        """Xavier-uniform, the class token near zero (MoCo v3's reference code); routers LeCun-normal (V-MoE's)."""
-        if name.endswith("class_token"):
+        """Fill with Xavier-uniform, tokens near zero (MoCo v3's reference code), routers with LeCun-normal
+        (V-MoE's), learned positions from a normal of deviation 0.02 (V-MoE's and DeiT's).
+        """
+        if name.endswith("_token"):
             nn.init.normal_(parameter, std=1e-6, generator=generator)
+        elif name.endswith("positions"):
+            nn.init.normal_(parameter, std=0.02, generator=generator)
         elif name.endswith("router.weight"):
             lecun_normal(name, parameter, generator)
         else:
             xavier_uniform(name, parameter, generator)
 
 
-def sin_cos_positions(side: int, width: int) -> Tensor:
-    """Return [S, C]: sines and cosines of the column, then of the row, at C / 4 frequencies 1 .. 1/10000 (MoCo v3)."""
-    frequencies = 10_000 ** -(torch.arange(width // 4) / (width // 4))
-    angles = torch.arange(side)[:, None] * frequencies  # [side, C / 4]
-    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, C / 2]
-    column, row = waves.repeat(side, 1), waves.repeat_interleave(side, dim=0)  # patches are numbered row by row
-    return torch.cat([column, row], dim=1)
+@lru_cache(maxsize=16)
+def _numbers(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return a column [N, 1] that is made once: bringing it to a GPU makes the host wait."""
+    return torch.tensor(numbers, device=device)[:, None]

@@ -1,7 +1,7 @@
 """Balance losses of Sparse-MLP (2.2, taken over from V-MoE): pure functions, averaged over routing groups.
 
-A rank without items has no group, and a loss of 0. They are computed on variances: the derivative of a standard
-deviation is infinite at perfect balance.
+On a rank without items there are no groups, and the losses are 0. They are computed from variances, because the
+derivative of a standard deviation is infinite at perfect balance.
 """
 
 import torch
@@ -11,27 +11,34 @@ from sparse_mlp_ds.moe.routes import Choices
 
 
 def importance_loss(choices: Choices, groups: int) -> Tensor:
-    """L_imp = (std(Imp) / mean(Imp))^2 with Imp_e = sum over items of softmax(W x)_e, noise-free. Returns a scalar."""
-    probabilities = choices.logits.softmax(dim=-1)
-    return _squared_variation(_by_group(probabilities, groups).sum(dim=1))
+    """Return L_imp = (std(Imp) / mean(Imp))^2, a scalar, where Imp_e is the sum over items of softmax(W x)_e.
+
+    The logits W x are those without noise.
+    """
+    return _squared_variation(_importance(choices, groups))
 
 
 def load_loss(choices: Choices, groups: int, noise_std: float) -> Tensor:
-    """L_load = (std(Load) / mean(Load))^2 with Load_e = sum over items of P(expert e stays among the K chosen).
+    """Return L_load = (std(Load) / mean(Load))^2, a scalar.
 
-    P = 1 - Phi((threshold - (W x)_e) / noise_std) where the threshold is the K-th largest *noisy* logit and only the
-    noise of expert e is drawn again (V-MoE, A.2). Needs noise: a deterministic gate has no such probability.
+    Load_e is the sum over items of P(expert e stays among the K chosen if its noise alone is drawn again), which is
+    1 - Phi((threshold - (W x)_e) / noise_std) with the K-th largest *noisy* logit as threshold (V-MoE, A.2).
+    noise_std: above 0, because without noise there is no such probability.
     """
-    k = choices.expert.shape[1]
-    threshold = choices.noisy_logits.topk(k, dim=-1).values[:, -1:]  # [N, 1]
-    stays = torch.special.ndtr((choices.logits - threshold) / noise_std)  # [N, E]
-    return _squared_variation(_by_group(stays, groups).sum(dim=1))
+    return _squared_variation(_load(choices, groups, noise_std))
+
+
+def importance_and_load_loss(choices: Choices, groups: int, noise_std: float) -> Tensor:
+    """Return L_imp + L_load, a scalar, in fewer operations than one after the other."""
+    both = torch.stack([_importance(choices, groups), _load(choices, groups, noise_std)])
+    return _squared_variation(both).sum()
 
 
 def switch_loss(choices: Choices, groups: int) -> Tensor:
-    """E x sum_e f_e P_e, f the share of choices and P the mean probability of each expert (Switch, eq. 4; GShard).
+    """Return E x sum over experts of f_e P_e, a scalar, averaged over groups (Switch Transformer, eq. 4; GShard).
 
-    Minimal, at 1, when both are even; averaged over groups.
+    f_e is the share of all choices that went to expert e, and P_e its mean probability. The minimum is 1, where both
+    are even.
     """
     probabilities = choices.probabilities
     chosen = torch.zeros_like(probabilities).scatter_(1, choices.expert, 1.0 / choices.expert.shape[1])
@@ -40,8 +47,21 @@ def switch_loss(choices: Choices, groups: int) -> Tensor:
 
 
 def z_loss(choices: Choices) -> Tensor:
-    """Mean over items of (log sum exp of the logits)^2, which keeps logits small (ST-MoE, eq. 5). Returns a scalar."""
+    """Return the mean over items of (log sum exp of the logits)^2, a scalar that keeps logits small (ST-MoE, eq. 5)."""
     return _mean(choices.logits.logsumexp(dim=-1).square())
+
+
+def _importance(choices: Choices, groups: int) -> Tensor:
+    """Return Imp of every group: [G, E]."""
+    return _by_group(choices.logits.softmax(dim=-1), groups).sum(dim=1)
+
+
+def _load(choices: Choices, groups: int, noise_std: float) -> Tensor:
+    """Return Load of every group: [G, E]."""
+    k = choices.expert.shape[1]
+    threshold = choices.noisy_logits.topk(k, dim=-1).values[:, -1:]  # [N, 1]
+    stays = torch.special.ndtr((choices.logits - threshold) / noise_std)  # [N, E]
+    return _by_group(stays, groups).sum(dim=1)
 
 
 def _by_group(x: Tensor, groups: int) -> Tensor:
@@ -49,12 +69,12 @@ def _by_group(x: Tensor, groups: int) -> Tensor:
 
 
 def _mean(x: Tensor) -> Tensor:
-    """Mean of a vector, 0 if it is empty."""
-    return x.sum() / max(len(x), 1)
+    """Return the mean over the last axis, 0 if it is empty."""
+    return x.sum(dim=-1) / max(x.shape[-1], 1)
 
 
 def _squared_variation(x: Tensor) -> Tensor:
-    """Mean over groups of var(x) / mean(x)^2, x: [G, E], population variance."""
+    """Return the mean over groups of var(x) / mean(x)^2, for x [..., G, E] and population variances: [...]."""
     mean = x.mean(dim=-1)
     variance = x.var(dim=-1, unbiased=False)
     return _mean(variance / mean.square().clamp_min(torch.finfo(x.dtype).tiny))

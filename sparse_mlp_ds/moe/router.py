@@ -9,23 +9,38 @@ from sparse_mlp_ds.moe.routes import Choices
 
 
 class Router(nn.Module):
-    """A bias-free linear gate, in float32 under every precision, because ties in bf16 choose other experts."""
+    """A linear gate without bias.
+
+    It computes in float32 under every precision: in bf16 logits would tie, and the tie would choose different experts.
+    """
+
+    stream: Tensor
+    """Number of the stream of its random draws, a scalar int64."""
 
     def __init__(self, dim: int, experts: int, top_k: int, noise: float = 1.0):
-        """`noise` scales the paper's standard deviation 1/E; 0 switches it off."""
+        """Build the gate.
+
+        Args:
+            dim: item length D.
+            experts: number of experts E.
+            top_k: experts per item, K.
+            noise: standard deviation of the noise, as a multiple of the paper's 1/E; 0 switches the noise off.
+        """
         super().__init__()
         self.top_k = top_k
         self.noise = noise
         self.weight = nn.Parameter(torch.empty(experts, dim))
-        self.stream = 0  # set by models.registry.build from the layer's name
+        # As a tensor, a stream is one more input of a compiled graph, which then serves all blocks.
+        self.register_buffer("stream", torch.tensor(0), persistent=False)  # set by models.registry.build from its name
 
     def forward(self, x: Tensor, keys: Tensor | None) -> Choices:
-        """Choose `top_k` experts for each item.
+        """Choose `top_k` experts for each item of x [B, T, D].
 
-        x: [B, T, D]; keys: [B] sample keys in training, None where routing must be deterministic (evaluation and the
-        momentum encoder).
+        keys: [B] random keys of the images in training, None where routing must be deterministic (in evaluation and in
+        the momentum encoder).
         """
-        with torch.autocast(x.device.type, enabled=False):
+        # The meta device, on which memory is estimated, knows no autocast.
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             logits = F.linear(x.float(), self.weight.float())  # [B, T, E]
         noisy = logits
         if keys is not None and self.noise > 0:

@@ -1,6 +1,8 @@
-"""How well the experts are used: small tensors that are summed over steps and ranks, and the figures read from them."""
+"""How evenly the experts are used: small tensors that can be summed over steps and ranks, and figures from the sums."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,12 +12,22 @@ from sparse_mlp_ds.moe.routes import Choices, Routes
 
 @dataclass(frozen=True)
 class MoEReport:
-    """What one MoE layer says about one forward pass."""
+    """What one MoE layer reports about one forward pass."""
 
     balance: Tensor
-    """Scalar: lambda (L_imp + L_load) / 2, to be added to the objective; 0 without keys."""
-    sums: Tensor
-    """[E + 3] float32: choices per expert, then choices made, choices without a place, summed entropy of the gates."""
+    """Scalar: the layer's weighted balance loss, to be added to the objective; 0 in evaluation."""
+    measure: Callable[[], Tensor]
+    """Computes `sums`."""
+    decided: tuple[Choices, Routes] | None = None
+    """The router's choices, and the routes of those that got a slot; None from a stand-in that routes nothing."""
+
+    @cached_property
+    def sums(self) -> Tensor:
+        """[E + 3] float32: choices per expert, all choices, choices without a slot, entropies of the gates summed up.
+
+        Computed for the first who asks: nobody asks in a momentum encoder or in evaluation.
+        """
+        return self.measure()
 
 
 Reports = dict[str, MoEReport]
@@ -23,27 +35,28 @@ Reports = dict[str, MoEReport]
 
 
 def measure(choices: Choices, routes: Routes, expert_choice: bool = False) -> Tensor:
-    """Return the sums of `MoEReport` for one forward pass.
+    """Return `MoEReport.sums` for one forward pass.
 
-    Under expert-choice routing a choice is an expert's, and an item that nobody took counts as K dropped ones.
+    expert_choice: whether the experts chose. The choices are then theirs, and an item that no expert took counts as K
+    dropped choices.
     """
     n, k = choices.expert.shape
-    experts = choices.logits.shape[1]
     with torch.no_grad():
-        asked = routes.counts if expert_choice else torch.bincount(choices.expert.flatten(), minlength=experts)
         log_p = choices.logits.log_softmax(dim=-1)
         entropy = -(log_p.exp() * log_p).sum()
-        made = torch.full((1,), float(n * k), device=asked.device)
-        taken = torch.zeros(n, device=asked.device).index_fill(0, routes.item, 1.0).sum() * k
-        dropped = made - (taken if expert_choice else routes.counts.sum())
-        return torch.cat([asked.float(), made, dropped, entropy.view(1)])
+        made = torch.full((1,), float(n * k), device=entropy.device)
+        taken = routes.counts.sum()
+        if expert_choice:
+            taken = torch.zeros(n, device=entropy.device).index_fill(0, routes.item, 1.0).sum() * k
+        return torch.cat([routes.asked.float(), made, made - taken, entropy.view(1)])
 
 
 def read(sums: Tensor, top_k: int) -> dict[str, float]:
-    """Return the figures of one layer from sums over any number of passes.
+    """Return the figures of one layer from `MoEReport.sums`, added up over any number of passes.
 
-    load_cv: standard deviation over mean of the choices per expert, 0 is even. dropped: share of choices that got no
-    place. dead: experts nobody chose. entropy: mean gate entropy over log E, 1 is undecided.
+    The figures are load_cv, the standard deviation of the choices per expert over their mean (0 is even); dropped, the
+    share of choices without a slot; dead, the number of experts that no item chose; and entropy, the mean gate entropy
+    over log E (1 is undecided).
     """
     asked, (made, dropped, entropy) = sums[:-3], sums[-3:].tolist()
     experts = len(asked)

@@ -1,1 +1,1 @@
-"""Many runs of one recipe under other settings, and one table of what came out."""
+"""Runs of one recipe with different settings, and one table of their results."""

@@ -1,131 +1,106 @@
-"""What a sweep's runs reached so far: one table as markdown and JSON, and a plot."""
+"""The tables of a sweep as Markdown and for programs, and the files with them and the plots."""
 
-import fcntl
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from sparse_mlp_ds import files
-from sparse_mlp_ds.log.console import duration
-from sparse_mlp_ds.models import macs
-from sparse_mlp_ds.sweep.execute import is_finished
-from sparse_mlp_ds.sweep.plan import Run, Sweep
+from sparse_mlp_ds.log.console import format_duration
+from sparse_mlp_ds.sweep import curves, plot
+from sparse_mlp_ds.sweep.intervals import Interval
+from sparse_mlp_ds.sweep.page import Compared, Page, RoutingRow, macs_share
+from sparse_mlp_ds.sweep.results import cell, is_share
 
 
-@dataclass(frozen=True)
-class Row:
-    """One setting, over its seeds."""
-
-    setting: str
-    params: int
-    macs: int
-    values: dict[str, dict[int, float]]
-    """Metric -> seed -> value, of finished runs."""
-    seconds: dict[int, float]
-    """Training time by seed."""
-    seeds: int
-    """Asked for."""
+def write(page: Page, folder: Path, name: str) -> list[str]:
+    """Write NAME.md and the plots into a folder, and return the files' names. Raises OSError."""
+    table, metric = page.rows, page.about.metrics[0]
+    files.replace(folder / f"{name}.md", markdown(page))
+    pictures = {
+        f"{name}.svg": lambda: plot.figure(page.about, table) if any(row.values[metric] for row in table) else None,
+        f"{name}.differences.svg": lambda: plot.differences(page),
+        f"{name}.curves.svg": lambda: curves.figure(page),
+    }
+    return [f"{name}.md", *(file for file, build in pictures.items() if plot.draw(build, folder / file))]
 
 
-def rows(sweep: Sweep, runs: Sequence[Run], folder: Path) -> list[Row]:
-    """Return a row for each setting, in the sweep's order."""
-    by_setting: dict[str, list[Run]] = {}
-    for run in runs:
-        by_setting.setdefault(run.setting, []).append(run)
-    return [_row(sweep, setting, of_seeds, folder) for setting, of_seeds in by_setting.items()]
+def as_json(page: Page) -> dict[str, Any]:
+    """Return rows, differences, routing and remarks for programs."""
+    differences = [vars(one) | {"difference": vars(one.difference)} for one in page.differences]
+    routing = [vars(one) for one in page.routing]
+    rows = [vars(row) for row in page.rows]
+    return {"rows": rows, "differences": differences, "routing": routing, "remarks": page.remarks}
 
 
-def write(sweep: Sweep, runs: Sequence[Run], folder: Path) -> str:
-    """Write table.md, table.json and table.svg into the sweep's folder; return the markdown.
+def markdown(page: Page) -> str:
+    """Return the tables as Markdown.
 
-    One process at a time looks and writes: of a batch system's tasks that end together, the last one sees all runs.
+    The first one has the mean over seeds; if several are finished, standard deviation and range too. Below it are the
+    differences to the first setting and the routing, if there are any, and what to mind.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".table.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        table = rows(sweep, runs, folder)
-        text = markdown(sweep, table)
-        files.replace(folder / "table.md", text)
-        record = {"sweep": sweep.model_dump(mode="json"), "rows": [vars(row) for row in table]}
-        files.replace(folder / "table.json", json.dumps(record, indent=1))
-        if any(row.values[sweep.metrics[0]] for row in table):
-            draw(sweep, table, folder / "table.svg")
-    return text
+    parts = [_settings(page)]
+    if page.differences:
+        first = page.rows[0].setting
+        text = (
+            f"Difference to {first}, paired by seed, with the 95 % interval of the mean over seeds (Student's t) and "
+        )
+        parts += [f"{text}over held-out images (bootstrap); of accuracies, in points:\n", _differences(page)]
+    if page.routing:
+        parts += ["Routing at the end of training, mean over layers and seeds:\n", _routing(page.routing)]
+    return "\n".join([*parts, *(f"{remark}\n" for remark in page.remarks)])
 
 
-def markdown(sweep: Sweep, table: Sequence[Row]) -> str:
-    """Return the table: mean over seeds, and the range where there are several."""
-    head = ["setting", "params", "MACs", *sweep.metrics, "seeds", "time of a run"]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
-    for row in table:
-        done = len(row.seconds)
+def _settings(page: Page) -> str:
+    metrics, first = page.about.metrics, page.rows[0]
+    lines = [["setting", "params", "MACs", *metrics, "seeds", "time of a run"]]
+    for row in page.rows:
+        done, share = len(row.seconds), macs_share(row, first)
         lines.append(
             [
                 row.setting,
                 f"{row.params / 1e6:.2f} M",
-                f"{row.macs / 1e6:.1f} M",
-                *(_cell(metric, list(row.values[metric].values())) for metric in sweep.metrics),
+                f"{row.macs / 1e6:.1f} M" + (f" ({100 * share:+.1f} %)" if share else ""),
+                *(cell(metric, list(row.values[metric].values())) for metric in metrics),
                 str(done) if done == row.seeds else f"{done} of {row.seeds}",
-                duration(mean(row.seconds.values())) if done else "-",
+                format_duration(mean(row.seconds.values())) if done else "-",
             ]
         )
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return _table(lines)
 
 
-def draw(sweep: Sweep, table: Sequence[Row], path: Path) -> None:
-    """Draw the first metric: a dot for each seed, a bar at their mean."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    metric = sweep.metrics[0]
-    scale = 100 if _is_share(metric) else 1
-    with rc_context({"svg.hashsalt": "sparse_mlp_ds", "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(7, 0.8 + 0.32 * len(table)), layout="constrained")
-        axes = FigureCanvasSVG(figure).figure.subplots()
-        for place, row in enumerate(table):
-            values = [scale * value for value in row.values[metric].values()]
-            axes.plot(values, [place] * len(values), "o", color="#4477aa", alpha=0.6, markersize=6)
-            if values:
-                axes.plot([mean(values)], [place], "|", color="#222222", markersize=16, markeredgewidth=2)
-        axes.set_yticks(range(len(table)), [row.setting for row in table])
-        axes.set_ylim(len(table) - 0.5, -0.5)
-        axes.grid(axis="x", color="#dddddd")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.set_xlabel(f"{metric}, %" if scale == 100 else metric)
-        axes.set_title(f"{sweep.name}: each seed, and the mean", loc="left", fontsize=10)
-        partial = path.with_name(f".{path.name}.partial")
-        figure.savefig(partial, format="svg", metadata={"Date": None})
-    partial.replace(path)
+def _differences(page: Page) -> str:
+    lines = [["setting", "metric", "difference", "over seeds", "over images", "seeds", "to mind"]]
+    for one in page.differences:
+        over = [shown_interval(one, interval) for interval in (one.difference.over_seeds, one.difference.over_images)]
+        seeds = str(len(one.difference.by_seed))
+        lines.append(
+            [one.setting, one.metric, shown(one.metric, one.difference.mean), *over, seeds, ", ".join(one.marks)]
+        )
+    return _table(lines, texts=2, last_is_text=True)
 
 
-def _row(sweep: Sweep, setting: str, runs: Sequence[Run], folder: Path) -> Row:
-    cost = macs.cost(runs[0].recipe.spec)
-    values: dict[str, dict[int, float]] = {metric: {} for metric in sweep.metrics}
-    seconds = {}
-    for run in runs:
-        if not is_finished(folder, run):
-            continue
-        stages = json.loads((folder / run.name / "summary.json").read_text())["stages"]
-        seconds[run.seed] = sum(stage["seconds"] for stage in stages)
-        for metric in sweep.metrics:
-            stage, _, name = metric.partition(".")
-            reached = next(entry["metrics"] for entry in stages if entry["name"] == stage)
-            if name in reached:
-                values[metric][run.seed] = reached[name]
-    return Row(setting, cost.params, cost.macs, values, seconds, len(runs))
+def _routing(rows: Sequence[RoutingRow]) -> str:
+    lines = [["setting", "stage", "mixture", "load CV", "dropped", "dead experts", "gate entropy"]]
+    for one in rows:
+        figures = [f"{one.load_cv:.3f}", f"{100 * one.dropped:.1f} %", f"{one.dead:.1f}", f"{one.entropy:.2f}"]
+        lines.append([one.setting, one.stage, one.mixture, *figures])
+    return _table(lines, texts=3)
 
 
-def _cell(metric: str, values: list[float]) -> str:
-    if not values:
-        return "-"
-    show = (lambda v: f"{100 * v:.2f} %") if _is_share(metric) else (lambda v: f"{v:.4g}")
-    spread = f" ({show(min(values)).removesuffix(' %')} .. {show(max(values)).removesuffix(' %')})"
-    return show(mean(values)) + (spread if len(values) > 1 else "")
+def shown(metric: str, difference: float) -> str:
+    """Return a difference with its sign; of accuracies, in points."""
+    difference += 0.0  # -0.0 becomes 0.0
+    return f"{100 * difference:+.2f}" if is_share(metric) else f"{difference:+.4g}"
 
 
-def _is_share(metric: str) -> bool:
-    return "top" in metric
+def shown_interval(one: Compared, interval: Interval | None) -> str:
+    """Return an interval as text; `-` if there is none."""
+    return f"{shown(one.metric, interval[0])} .. {shown(one.metric, interval[1])}" if interval else "-"
+
+
+def _table(lines: Sequence[Sequence[str]], texts: int = 1, last_is_text: bool = False) -> str:
+    """Return a Markdown table. lines: the head first. texts: number of first columns that are no numbers."""
+    numbers = len(lines[0]) - texts - last_is_text
+    rule = [*["---"] * texts, *["---:"] * numbers, *["---"] * last_is_text]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (lines[0], rule, *lines[1:]))

@@ -1,7 +1,7 @@
-"""Before any model is built: are these the hosts that were asked for, and are they alike?
+"""The check before any model is built: are these the hosts that were asked for, and are they set up equally?
 
-Every rank says what it is, all see what all say, and all come to the same verdict, so that a wrong host ends the run
-within seconds instead of training something else.
+All ranks exchange what they know of their host and come to the same result, so that a host with a different setup ends
+the run within seconds instead of training something different.
 """
 
 import platform
@@ -16,16 +16,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sparse_mlp_ds import alike, dist, front_end
-from sparse_mlp_ds.errors import ReportedError, UserError
-from sparse_mlp_ds.job import Job
+from sparse_mlp_ds import files
+from sparse_mlp_ds.distributed import comm, consistency, deepspeed_command, process_group
+from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.log.console import say
 from sparse_mlp_ds.models import registry
+from sparse_mlp_ds.train.job import Job
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What one rank says of itself; all but the first three must be the same everywhere, or nearly."""
+    """What one rank reports of itself and its host; all but the first three must be equal."""
 
     host: str
     ranks_here: int
@@ -38,52 +39,57 @@ class Facts:
     device: str
     devices: int
     clock: float
+    compiles: bool = False
+    gpu: str = ""
+    """What tells this rank's GPU from every other one; none on a CPU."""
 
 
-def check(job: Job) -> None:
-    """Raise UserError, with a table of the differences on rank 0, unless the hosts are as asked and alike. Collective.
+def check(job: Job) -> list[Facts]:
+    """Raise UserError unless the hosts are as asked and set up equally; rank 0 prints how they differ. Collective.
 
-    It runs before NCCL is first used: what is said travels over gloo.
+    Returns what every rank reports, in rank order. It runs before NCCL is first used: its messages travel over gloo.
     """
     started = time.perf_counter()
-    group = dist.control_group()
-    dist.gather_objects(None, group)  # so that clocks are read at the same moment
-    everyone = dist.gather_objects(_facts(job), group)
-    problems = _problems(everyone) + (_disk(job) if dist.rank() == 0 else [])
-    if problems and dist.rank() == 0:
+    group = process_group.control_group()
+    comm.gather_objects(None, group)  # so that clocks are read at the same moment
+    everyone = comm.gather_objects(_facts(job), group)
+    problems = _problems(everyone) + (_disk(job) if process_group.rank() == 0 else [])
+    if problems and process_group.rank() == 0:
         _show(everyone)  # before anybody hears of it and leaves
-    problems = dist.gather_objects(problems, group)[0]
+    problems = comm.gather_objects(problems, group)[0]
     if not problems:
-        if dist.rank() == 0:
+        if process_group.rank() == 0:
             hosts = len({facts.host for facts in everyone})
             took = time.perf_counter() - started
             say(f"pre-flight: {hosts} hosts with {len(everyone)} ranks are as asked and alike ({took:.1f} s)")
-        return
-    if dist.rank() == 0:
-        raise UserError("\n".join(problems))
-    raise ReportedError("\n".join(problems))
+        return everyone
+    raise comm.printed_by_rank_zero(UserError("\n".join(problems)))
 
 
 def _facts(job: Job) -> Facts:
     clock = time.time()
-    device = dist.device()
+    device = process_group.device()
     return Facts(
         host=socket.gethostname(),
-        ranks_here=dist.ranks_here(),
-        expected_nodes=front_end.nodes() if dist.local_rank() == 0 else None,
+        ranks_here=process_group.local_world_size(),
+        expected_nodes=deepspeed_command.nodes() if process_group.local_rank() == 0 else None,
         python=platform.python_version(),
-        packages=alike.packages(),
-        code=alike.code(Path(sys.argv[0])),
-        config=alike.digest(repr((job.recipe.model_dump(mode="json"), job.ds_config))),
-        data=alike.digest(job.data_fingerprint + "".join(one.sha256 for one in job.val.shards)),
+        packages=consistency.packages(),
+        code=consistency.code(Path(sys.argv[0])),
+        config=consistency.digest(repr((job.recipe.model_dump(mode="json"), job.ds_config.raw))),
+        data=consistency.digest(
+            repr((job.data_fingerprint, [one.sha256 for one in job.val.shards], job.classes, job.val.classes))
+        ),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         devices=torch.cuda.device_count(),
         clock=clock,
+        compiles=job.compiles,
+        gpu=str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else "",
     )
 
 
 def _problems(everyone: list[Facts]) -> list[str]:
-    """Return what is wrong with these ranks, one line each."""
+    """Return one line for each thing that is wrong with these ranks."""
     problems = []
     hosts = list(dict.fromkeys(facts.host for facts in everyone))
     expected = max((facts.expected_nodes or 0 for facts in everyone), default=0)
@@ -96,19 +102,20 @@ def _problems(everyone: list[Facts]) -> list[str]:
         here = [facts for facts in everyone if facts.host == host]
         if len(here) != here[0].ranks_here:
             problems.append(f"{host}: {here[0].ranks_here} ranks were started, {len(here)} joined; mend its slots")
-        if 0 < here[0].devices < here[0].ranks_here:
-            problems.append(f"{host}: {alike.few_devices(here[0].ranks_here, here[0].devices)}")
-    for name, fix in alike.FIXES.items():
-        problems += alike.differences(name, [(facts.host, getattr(facts, name)) for facts in everyone], fix)
-    return problems + alike.clocks({facts.host: facts.clock for facts in everyone})
+        gpus = {facts.gpu for facts in here if facts.gpu}
+        if gpus and len(gpus) < len(here):
+            problems.append(f"{host}: {consistency.few_devices(len(here), len(gpus))}")
+    for name, fix in consistency.FIXES.items():
+        problems += consistency.differences(name, [(facts.host, str(getattr(facts, name))) for facts in everyone], fix)
+    return problems + consistency.clocks({facts.host: facts.clock for facts in everyone})
 
 
 def _disk(job: Job) -> list[str]:
-    """Return a problem if the run folder's disk has no room for one checkpoint."""
+    """Return one line if the run folder's disk has no room for a checkpoint, else none."""
     with torch.device("meta"):
         model = registry.build(job.recipe.spec)
     needed = 16 * sum(p.numel() for p in model.parameters())  # weights, two moments, an average or a momentum net
-    folder = next(path for path in (job.out.absolute(), *job.out.absolute().parents) if path.exists())
+    folder = files.nearest(job.out)
     free = shutil.disk_usage(folder).free
     if free >= needed:
         return []
@@ -116,7 +123,7 @@ def _disk(job: Job) -> list[str]:
 
 
 def _show(everyone: list[Facts]) -> None:
-    """Print one row per host, so that a difference meets the eye."""
+    """Print a table with one row per host, in which a difference is easy to see."""
     table = Table(title="pre-flight", box=None, padding=(0, 1, 0, 0))
     hosts = {facts.host: facts for facts in everyone}
     first = next(iter(hosts.values()))

@@ -1,1 +1,1 @@
-"""Weights from files: read, translated, resized to another patch grid, upcycled from dense to sparse."""
+"""Reads weights, translates their names, resizes them to a different patch grid, upcycles them from dense to sparse."""

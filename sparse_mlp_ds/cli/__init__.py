@@ -1,0 +1,1 @@
+"""The command `sparse-mlp-ds`: one file per sub-command."""
