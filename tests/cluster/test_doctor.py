@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import sparse_mlp_ds
-from tests.cluster.hosts import FourHosts, why_not
-from tests.e2e.launcher import MOE, REPOSITORY
+from tests.helpers.hosts import FourHosts, why_not
+from tests.helpers.launcher import MOE, REPOSITORY
 
 _reason = why_not()
 pytestmark = [pytest.mark.timeout(600), pytest.mark.skipif(bool(_reason), reason=_reason)]
@@ -21,12 +22,38 @@ def _doctor(lab: FourHosts, folder: Path, *arguments: str) -> tuple[int, str, fl
     """Give the command on node1, as a user does; return its exit code, its output and how long it took, seconds."""
     start = folder / "start"
     start.write_text(
-        f"cd {folder}\nexport PYTHONPATH={REPOSITORY}\nexec {sys.executable} -m sparse_mlp_ds.cli doctor "
+        f"cd {folder}\nexport PYTHONPATH={REPOSITORY}\nexec {sys.executable} -m sparse_mlp_ds.cli.main doctor "
         f"--hostfile hostfile {' '.join(arguments)}\n"
     )
     started = time.monotonic()
     code, output = lab.run("ssh", "node1", "sh", str(start), cwd=folder)
     return code, output, time.monotonic() - started
+
+
+def test_the_host_with_the_slow_network_is_named(tmp_path):
+    with FourHosts(tmp_path / "lab") as lab:
+        for name in lab.names:
+            _on(lab, name, "mount", "-t", "tmpfs", "-o", "size=2g", "shm", "/dev/shm")
+        (tmp_path / "hostfile").write_text("".join(f"{name} slots=1\n" for name in lab.names))
+        run = ["sparse_mlp_ds.cli.main", "doctor", "--hostfile", "hostfile", "--network"]
+        run += ["--recipe", "digits", "--ds_config", MOE]
+        lab.delay(0, node3=20)  # `head` reaches no host now
+        done = subprocess.run(
+            [*lab.enter("node1"), "env", "-C", tmp_path, f"PYTHONPATH={REPOSITORY}", sys.executable, "-m", *run],
+            capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+    print(done.stdout, done.stderr)
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and error.startswith("error: node3: its network is slow: "), done.stderr
+    # Every expert is on one rank, so none of the four shares its gradients or weights with another.
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    for row in (
+        "rows all-to-all",
+        "batch norm all-reduce",
+        "keys all-gather",
+        "dense gradients all-reduce",
+    ):
+        assert any(line.startswith(row) for line in lines), done.stdout
 
 
 def _on(lab: FourHosts, host: str, *command: str | Path) -> None:

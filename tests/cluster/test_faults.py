@@ -1,6 +1,5 @@
 """Four hosts over ssh of which one is wrong, or goes away: the whole run ends, says why, and leaves nothing behind."""
 
-import json
 import re
 import signal
 import subprocess
@@ -11,8 +10,9 @@ import psutil
 import pytest
 
 import sparse_mlp_ds
-from tests.cluster.hosts import _NAMESPACES, FourHosts, why_not
-from tests.e2e.launcher import DEEPSPEED, MOE, REPOSITORY, small_recipe
+from tests.helpers import records
+from tests.helpers.hosts import _NAMESPACES, FourHosts, why_not
+from tests.helpers.launcher import DEEPSPEED, MOE, REPOSITORY, small_recipe
 
 _reason = why_not()
 pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(bool(_reason), reason=_reason)]
@@ -50,7 +50,7 @@ class Command:
 
 
 def _of_run(folder: Path, word: str = "") -> list[psutil.Process]:
-    """Every process of a run on any host: ranks, loaders, sentries, launchers; only those with a word, if given."""
+    """Every process of a run on any host: ranks, loaders, agents, launchers; only those with a word, if given."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -98,7 +98,7 @@ def _is_rank(number: int, process: psutil.Process) -> bool:
 
 # what happens on node3: the signal, to whom, and what is reported
 FAULTS = {
-    "a killed rank": (signal.SIGKILL, lambda one: _is_rank(2, one), "its process is gone without a word"),
+    "a killed rank": (signal.SIGKILL, lambda one: _is_rank(2, one), "its process is gone, without an error message"),
     "a stopped rank": (signal.SIGSTOP, lambda one: _is_rank(2, one), r"no progress for \d+ s: it is stopped"),
     "a killed launcher": (signal.SIGKILL, lambda one: _launches(2, one), ""),
 }
@@ -130,7 +130,7 @@ def test_ranks_launchers_and_hosts_that_go_and_a_run_that_goes_on_every_time(tmp
         command = Command(lab, tmp_path, 4, lab.names)
         _wait_for(command, r"train +\d+/")
         # what the user's shell knows has reached every rank, and is to be read nowhere
-        told = [one.environ().get("WANDB_API_KEY") for one in _of_run(tmp_path, "sparse_mlp_ds.sentry")]
+        told = [one.environ().get("WANDB_API_KEY") for one in _of_run(tmp_path, "sparse_mlp_ds.watchdog.agent")]
         assert told == [KEY] * 4
         assert KEY not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
         assert KEY not in command.output()
@@ -138,7 +138,7 @@ def test_ranks_launchers_and_hosts_that_go_and_a_run_that_goes_on_every_time(tmp
         took = _gone_within(command, tmp_path, BOUND)
         assert command.process.wait(10) not in (0, 85)
         (report,) = [line for line in command.output().splitlines() if "FAILED FIRST" in line]
-        assert re.search(r"rank 2 on node3 at step \d+ of stage train, in \w+: nothing was heard of it", report), report
+        assert re.search(r"rank 2 on node3 at step \d+ of stage train, in \w+: no message from it for", report), report
         print(f"a host without a network: gone after {took:.1f} s")
 
         rest = Command(lab, tmp_path, 3, [name for name in lab.names if name != "node3"])
@@ -147,5 +147,5 @@ def test_ranks_launchers_and_hosts_that_go_and_a_run_that_goes_on_every_time(tmp
         (tmp_path / "run/stop").touch()
         assert rest.process.wait(120) == 85, rest.output()
     assert "80 images = 24 or 32 x 1 accumulated x 3 ranks" in rest.output()
-    steps = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    steps = [record["step"] for record in records.of_steps(tmp_path / "run")]
     assert steps == list(range(1, len(steps) + 1))

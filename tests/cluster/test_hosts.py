@@ -5,15 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.hosts import FourHosts, why_not
-from tests.e2e.launcher import DEEPSPEED, MOE, REPOSITORY, Launch
+from tests.helpers import records
+from tests.helpers.hosts import FourHosts, why_not
+from tests.helpers.launcher import DEEPSPEED, MOE, REPOSITORY, Launch
 
 _reason = why_not()
 pytestmark = [pytest.mark.timeout(600), pytest.mark.skipif(bool(_reason), reason=_reason)]
-
-
-def _records(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def _summary(run: Path) -> dict:
@@ -46,7 +43,7 @@ def test_four_hosts_train_what_one_host_trains(tmp_path):
     # The same sums in another order (a rank has other numbers of threads there): losses agree closely, norms less so
     # after AdamW's first step, in which a gradient that is nearly zero moves its weight by as much as any other, and of
     # the 360 held-out images one or two near a tie may fall to the other side.
-    for expected, found in zip(_records(tmp_path / "one"), _records(tmp_path / "four"), strict=True):
+    for expected, found in zip(records.of_steps(tmp_path / "one"), records.of_steps(tmp_path / "four"), strict=True):
         for name, close in (("step", 0), ("loss", 1e-4), ("balance_loss", 1e-4), ("grad_norm", 2e-3)):
             assert found[name] == pytest.approx(expected[name], rel=close), name
     for expected, found in zip(one["stages"], four["stages"], strict=True):

@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cluster import hosts, images
-from tests.cluster.images import REPOSITORY, Images, inside
+from tests.helpers import hosts, images
+from tests.helpers.images import REPOSITORY, Images, inside
 
 _reason = images.why_not() or hosts.why_not()
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.skipif(bool(_reason), reason=_reason)]
 
 DOCKERFILES = {"cpu": "Dockerfile.cpu", "cuda": "Dockerfile"}
 WORKDIR = "/opt/sparse_mlp_ds"
-SMOKE = ("test_digits", "test_ds_config", "test_moe_layer", "test_recipe", "test_run_folder")
+SMOKE = ("test_digits", "test_deepspeed_json", "test_moe_layer", "test_loading", "test_run_folder")
 COMPILERS = ("cc", "c++", "gcc", "g++", "clang", "nvcc", "make")
 SECRET = 'a "quoted" \\ key #1'
 
@@ -51,13 +51,29 @@ def test_holds_the_package_and_no_compiler_and_is_nobody_s_root(built, image):
     assert (done.returncode, uid, folder) == (0, "1000", WORKDIR), done.stderr
     # Neither a compiler nor a host key was found: nothing stands between the folder's name and what lies in it.
     assert sorted(rest) == sorted(
-        ["README.md", "data", "docker", "ds_configs", "pyproject.toml", "runs", "setup.py", "sparse_mlp_ds", "train.py"]
+        ["README.md", "data", "docker", "ds_configs", "launcher", "pyproject.toml", "runs", "setup.py", "sparse_mlp_ds"]
+        + ["train.py"]
     )
 
 
 def test_a_build_is_sent_what_an_image_needs_and_nothing_else(built, tmp_path):
-    wanted = {"train.py", "requirements.txt", "sparse_mlp_ds/cli.py", "ds_configs/moe.json", "docker/entrypoint.sh"}
-    unwanted = {".git/config", "runs/a", "data/a.tar", ".venv/bin/python", "key", "sparse_mlp_ds/__pycache__/cli.pyc"}
+    wanted = {
+        "train.py",
+        "requirements.txt",
+        "sparse_mlp_ds/cli/main.py",
+        "ds_configs/moe.json",
+        "docker/entrypoint.sh",
+        "launcher/kubernetes/pod.sh",
+    }
+    unwanted = {
+        ".git/config",
+        "runs/a",
+        "data/a.tar",
+        ".venv/bin/python",
+        "key",
+        "launcher/hostfile",
+        "sparse_mlp_ds/cli/__pycache__/main.pyc",
+    }
     for name in wanted | unwanted:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()

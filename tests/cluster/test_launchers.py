@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from tests.cluster.hosts import FourHosts, why_not
-from tests.e2e.launcher import REPOSITORY
+from tests.helpers.hosts import FourHosts, why_not
+from tests.helpers.launcher import REPOSITORY
 
 _reason = why_not()
 pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(bool(_reason), reason=_reason)]
@@ -30,7 +30,14 @@ def test_four_hosts_train(script, tmp_path):
     with FourHosts(tmp_path / "lab") as hosts:
         (tmp_path / "hostfile").write_text("".join(f"{name} slots=1\n" for name in hosts.names))
         train = ("--ds_config", "ds_configs/moe.json", "--set", "train.max_steps=1")
-        alone = ("--set", "stages.pretrain=null", "--set", "stages.evaluate=null")
+        alone = (
+            "--set",
+            "stages.pretrain=null",
+            "--set",
+            "stages.evaluate=null",
+            "--set",
+            "stages.finetune.kind=supervised",
+        )
         code, output = hosts.run(
             f"launcher/{script}.sh", "hostfile", *train, *alone, cwd=tmp_path, seconds=500, **SETTINGS
         )

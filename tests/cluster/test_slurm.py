@@ -9,9 +9,11 @@ import pytest
 import torch
 import yaml
 
-from sparse_mlp_ds.train import checkpoint
-from tests.cluster.slurm import Slurm, why_not
-from tests.e2e.launcher import REPOSITORY
+from sparse_mlp_ds.checkpoints import manifest
+from sparse_mlp_ds.checkpoints.reader import Reader
+from tests.helpers import records
+from tests.helpers.launcher import REPOSITORY
+from tests.helpers.slurm import Slurm, why_not
 
 _reason = why_not()
 pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(bool(_reason), reason=_reason)]
@@ -88,14 +90,13 @@ class Job:
 
 
 def _steps(run: Path) -> list[int]:
-    records = run / "metrics.jsonl"
-    return [json.loads(line)["step"] for line in records.read_text().splitlines()] if records.exists() else []
+    return [record["step"] for record in records.of_steps(run)]
 
 
 def _weights(run: Path) -> dict[str, torch.Tensor]:
-    found, passed_over = checkpoint.newest(run / "checkpoints")
+    found, passed_over = manifest.newest(run / "checkpoints")
     assert found and not passed_over
-    read = checkpoint.Reader(found)
+    read = Reader(found)
     return {name: read(name, 0, torch.Size(shape).numel()) for name, shape in read.shapes.items()}
 
 
@@ -176,7 +177,10 @@ def test_a_cancelled_job_stays_cancelled(cluster, folder):
 def test_an_array_fills_one_table(cluster, folder):
     sweep = {
         "name": "tiny", "recipe": "digits", "seeds": [0, 1], "metrics": ["finetune.top1"],
-        "set": {"stages.pretrain": None, "stages.evaluate": None, "train.max_steps": 1},
+        "set": {
+            "stages.pretrain": None, "stages.evaluate": None, "stages.finetune.kind": "supervised",
+            "train.max_steps": 1,
+        },
     }  # fmt: skip
     (folder / "tiny.yaml").write_text(yaml.safe_dump(sweep))
     cluster.slurm("sparse-mlp-ds", "shards", "make", "digits", "data/digits", cwd=folder, PYTHONPATH=str(REPOSITORY))

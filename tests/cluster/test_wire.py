@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.cluster.hosts import FourHosts, why_not
+from tests.helpers.hosts import FourHosts, why_not
 
 _reason = why_not()
 pytestmark = [pytest.mark.timeout(120), pytest.mark.skipif(bool(_reason), reason=_reason)]

@@ -6,8 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from sparse_mlp_ds.data import digits
-from tests.e2e.launcher import MOE, Launch
+from sparse_mlp_ds.shards import digits
+from tests.helpers import records
+from tests.helpers.launcher import MOE, Launch
 
 SHORT = ("--ds_config", MOE, "--set", "data.train=damaged", "--set", "data.val=digits/val", "--set",
          "stages.pretrain.epochs=1", "--set", "stages.finetune.epochs=1", "--set", "log.every_steps=2")  # fmt: skip
@@ -40,8 +41,7 @@ def test_one_percent_is_replaced_and_counted(damage, tmp_path):
         assert launch.wait() == 0, launch.output()
     run = tmp_path / "runs/digits"
     assert [stage["steps"] for stage in json.loads((run / "summary.json").read_text())["stages"]] == [11, 22, 0]
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    last = [r for r in records if r["stage"] == "finetune"][-1]
+    last = [r for r in records.of_steps(run) if r["stage"] == "finetune"][-1]
     assert 0 < last["bad/undecodable"] <= count  # an epoch leaves out the tail that fills no batch
 
 

@@ -8,8 +8,10 @@ import psutil
 import pytest
 import torch
 
-from sparse_mlp_ds.train import checkpoint
-from tests.e2e.launcher import MOE, Launch
+from sparse_mlp_ds.checkpoints import manifest
+from sparse_mlp_ds.checkpoints.reader import Reader
+from tests.helpers import records
+from tests.helpers.launcher import MOE, Launch
 
 SHORT = ("--ds_config", MOE, "--set", "train.max_steps=12", "--set", "checkpoint.every_steps=3",
          "--set", "log.every_steps=1", "--set", "stages.pretrain.batch_size=64")  # fmt: skip
@@ -18,9 +20,9 @@ pytestmark = pytest.mark.timeout(900)
 
 
 def _weights(run: Path) -> dict[str, torch.Tensor]:
-    found, passed_over = checkpoint.newest(run / "checkpoints")
+    found, passed_over = manifest.newest(run / "checkpoints")
     assert found and not passed_over
-    read = checkpoint.Reader(found)
+    read = Reader(found)
     return {name: read(name, 0, torch.Size(shape).numel()) for name, shape in read.shapes.items()}
 
 
@@ -43,22 +45,24 @@ def test_a_run_leaves_what_the_contract_says(uninterrupted):
     ]  # fmt: skip
     assert {"knn_top1", "knn_top1_untrained"} <= summary["stages"][0]["metrics"].keys()
     assert summary["stages"][1]["metrics"] == summary["stages"][2]["metrics"]
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in records] == list(range(1, 25))
+    steps, results = records.of_steps(run), records.of_results(run)
+    assert [r["step"] for r in steps] == list(range(1, 25))
     wanted = {"stage", "epoch", "loss", "lr", "images_per_second", "grad_norm", "eta_seconds", "data_wait"}
-    assert all(wanted <= r.keys() for r in records)
-    assert all(f"moe/3.moe_s/{name}" in records[0] for name in ("load_cv", "dropped", "dead", "entropy"))
+    assert all(wanted <= r.keys() for r in steps)
+    assert all(f"moe/3.moe_s/{name}" in steps[0] for name in ("load_cv", "dropped", "dead", "entropy"))
+    assert [(r["stage"], r["step"]) for r in results] == [("pretrain", 12), ("finetune", 24), ("evaluate", 24)]
     assert (run / "config.yaml").exists() and (run / "ds_config.json").exists()
     assert list((run / "tensorboard").glob("events*"))
-    assert "pretrain 12/12 100%" in output and "eta" in output
+    assert "pretrain 12/12 " in output and "eta" in output
 
 
+@pytest.mark.long
 def test_killed_in_both_stages_it_ends_with_the_same_bits(uninterrupted, tmp_path):
     run = tmp_path / "runs/digits"
     # In pretraining after a checkpoint, in fine-tuning after one, and in fine-tuning before its first.
     for name in ("step_6", "step_12", "step_18"):
         with Launch(tmp_path, *SHORT) as launch:
-            launch.wait_until(lambda n=name: (run / "checkpoints" / n / checkpoint.MANIFEST).exists())
+            launch.wait_until(lambda n=name: (run / "checkpoints" / n / manifest.MANIFEST).exists())
             launch.kill()
     with Launch(tmp_path, *SHORT) as launch:
         assert launch.wait() == 0, launch.output()
@@ -66,8 +70,8 @@ def test_killed_in_both_stages_it_ends_with_the_same_bits(uninterrupted, tmp_pat
     expected, found = _weights(uninterrupted[0]), _weights(run)
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
-    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 25))
+    assert [record["step"] for record in records.of_steps(run)] == list(range(1, 25))
+    assert [record["stage"] for record in records.of_results(run)] == ["pretrain", "finetune", "evaluate"]
     before, after = (json.loads((r / "summary.json").read_text()) for r in (uninterrupted[0], run))
     assert [s["metrics"] for s in before["stages"]] == [s["metrics"] for s in after["stages"]]
 
@@ -81,13 +85,13 @@ def _ranks(launch: Launch) -> dict[int, psutil.Process]:
     return found
 
 
+@pytest.mark.long
 def test_stopped_on_request_it_ends_with_the_same_bits(uninterrupted, tmp_path):
     run = tmp_path / "runs/digits"
-    records = lambda: [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]  # noqa: E731
-    reached = lambda step: (run / "metrics.jsonl").exists() and step in records()  # noqa: E731
+    steps = lambda: [record["step"] for record in records.of_steps(run)]  # noqa: E731
     for step, ask in ((2, "SIGUSR1"), (7, "SIGTERM"), (14, "stop")):
         with Launch(tmp_path, *SHORT) as launch:
-            launch.wait_until(lambda n=step: reached(n))
+            launch.wait_until(lambda n=step: n in steps())
             if ask == "stop":
                 (run / "stop").touch()
             else:
@@ -97,17 +101,18 @@ def test_stopped_on_request_it_ends_with_the_same_bits(uninterrupted, tmp_path):
             assert launch.wait() == 85, launch.output()
             assert "stopped after step" in launch.output() and "start again" in launch.output()
             assert "Traceback" not in launch.output()
-        newest, passed_over = checkpoint.newest(run / "checkpoints")
-        assert newest.manifest["step"] == records()[-1] >= step and not passed_over
+        newest, passed_over = manifest.newest(run / "checkpoints")
+        assert newest.manifest["step"] == steps()[-1] >= step and not passed_over
         assert not (run / "stop").exists()
     with Launch(tmp_path, *SHORT) as launch:
         assert launch.wait() == 0, launch.output()
     expected, found = _weights(uninterrupted[0]), _weights(run)
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
-    assert records() == list(range(1, 25))
+    assert steps() == list(range(1, 25))
 
 
+@pytest.mark.long
 def test_four_ranks_need_no_other_argument(tmp_path):
     with Launch(tmp_path, "--ds_config", MOE, "--set", "train.max_steps=2", ranks=4) as launch:
         assert launch.wait() == 0, launch.output()

@@ -6,10 +6,10 @@ import time
 import psutil
 import pytest
 
-from sparse_mlp_ds.train import checkpoint
-from tests.e2e.launcher import MOE, Launch, small_recipe
+from sparse_mlp_ds.checkpoints import manifest
+from tests.helpers.launcher import MOE, Launch, small_recipe
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.long]
 BOUND = 30
 
 
@@ -20,10 +20,12 @@ def test_a_killed_launcher(tmp_path, victim):
         launch.wait_until(lambda: re.search(r"train +2/", launch.output()), 300)
         front = psutil.Process(launch.process.pid)
         family = [front, *front.children(recursive=True)]
-        sentries = [
-            one for one in psutil.process_iter(["cmdline"]) if "sparse_mlp_ds.sentry" in (one.info["cmdline"] or [])
+        agents = [
+            one
+            for one in psutil.process_iter(["cmdline"])
+            if "sparse_mlp_ds.watchdog.agent" in (one.info["cmdline"] or [])
         ]
-        everyone = {*family, *(one for one in sentries if any(f'"pid": {r.pid},' in one.cmdline()[-1] for r in family))}
+        everyone = {*family, *(one for one in agents if any(f'"pid": {r.pid},' in one.cmdline()[-1] for r in family))}
         assert len(everyone) >= len(family) + 2
         try:
             next(one for one in family if victim in " ".join(one.cmdline()[:4])).kill()
@@ -37,5 +39,5 @@ def test_a_killed_launcher(tmp_path, victim):
                 if one.is_running():
                     one.kill()
     assert "is gone; the run saves and ends" in launch.output() and "Traceback" not in launch.output()
-    newest, passed_over = checkpoint.newest(tmp_path / "run/checkpoints")
+    newest, passed_over = manifest.newest(tmp_path / "run/checkpoints")
     assert newest and not passed_over

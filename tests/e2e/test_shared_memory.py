@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from sparse_mlp_ds.data import digits
-from tests.e2e.launcher import MOE, REPOSITORY
+from sparse_mlp_ds.shards import digits
+from tests.helpers.launcher import MOE, REPOSITORY
 
 IN_A_SMALL_ONE = 'mount -t tmpfs -o size=256k tmpfs /dev/shm && exec "$@"'
 

@@ -5,8 +5,11 @@ import json
 import pytest
 import torch
 
-from sparse_mlp_ds.train import checkpoint
-from tests.e2e.launcher import MOE, Launch
+from sparse_mlp_ds.checkpoints import manifest
+from sparse_mlp_ds.checkpoints.reader import Reader
+from sparse_mlp_ds.routes import record
+from tests.helpers.launcher import MOE, Launch
+from tests.helpers.made_checkpoints import call
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -15,6 +18,7 @@ name: stages
 data: {embedded: digits, train: data/digits/train, val: data/digits/val, classes: 10, workers: 1}
 model: {name: sparse_mlp_digits}
 train: {max_steps: 6}
+log: {routes: true, routes_images: 50, every_steps: 2}
 stages:
   pretrain:
     kind: pretrain
@@ -55,7 +59,7 @@ def run(tmp_path_factory):
 
 def tensors(run, step, kind):
     """One kind of a checkpoint's tensors, by the parameter's name."""
-    read = checkpoint.Reader(checkpoint.open_checkpoint(run / f"checkpoints/step_{step}"))
+    read = Reader(manifest.open_checkpoint(run / f"checkpoints/step_{step}"))
     names = [name for name in read.shapes if name.startswith(f"{kind}/")]
     return {n.removeprefix(f"{kind}/"): read(n, 0, torch.Size(read.shapes[n]).numel()) for n in names}
 
@@ -67,6 +71,14 @@ def test_the_probe_leaves_the_backbone_as_it_came(run):
     heads = tensors(run, 12, "param")
     assert set(heads) == {f"heads.{n}.{leaf}" for n in range(2) for leaf in ("weight", "bias")}
     assert not torch.equal(heads["heads.0.weight"], heads["heads.1.weight"])
+
+
+def test_the_probes_best_head_is_exported_with_what_it_reached(run, tmp_path, capsys):
+    (probe,) = [one for one in json.loads((run / "summary.json").read_text())["stages"] if one["name"] == "probe"]
+    assert call(capsys, "export", run, tmp_path / "out", "--stage", "probe")[0] == 0
+    data = run.parents[1] / "data/digits"
+    code, said, _ = call(capsys, "evaluate", tmp_path / "out", data, "--workers=0", "--json")
+    assert code == 0 and json.loads(said)["top1"] == pytest.approx(probe["metrics"]["top1"], abs=1 / 360)
 
 
 def test_the_average_is_what_is_tested_and_handed_over(run):
@@ -89,3 +101,20 @@ def test_an_evaluation_writes_the_figures_of_every_class(run):
     assert json.loads((run / "half.json").read_text())["confusion"] != record["confusion"], (
         "capacity 0.25 drops nothing"
     )
+
+
+def test_what_the_experts_do_at_the_end_of_each_training_stage(run):
+    """On two ranks; the probe's is that of the backbone that it got."""
+    assert {path.name for path in (run / "routes").iterdir()} == {"pretrain", "probe", "finetune"}
+    found = {name: record.read(run / f"routes/{name}/routes.json") for name in ("pretrain", "probe", "finetune")}
+    for name, one in found.items():
+        assert 45 <= one.images <= 50, "at most log.routes_images of the 360"
+        assert [layer.name for layer in one.layers] == ["3.moe_s", "3.moe_c"]
+        pictures = {path.name for path in (run / "routes" / name).glob("*.svg")}
+        assert {"classes-3.moe_c.svg", "agreement.svg", "load-pretrain-3.moe_s.svg"} <= pictures
+    assert found["probe"].layers == found["pretrain"].layers != found["finetune"].layers
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    key = "moe/3.moe_s/items"
+    counts = [one[key] for one in records if one["stage"] == "finetune" and key in one]  # the stage's result has none
+    (load,) = [one for one in found["finetune"].load if (one.stage, one.layer) == ("finetune", "3.moe_s")]
+    assert [list(one) for one in load.items] == counts and sum(counts[0]) == 64 * 48

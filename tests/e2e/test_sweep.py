@@ -11,10 +11,11 @@ import psutil
 import pytest
 import yaml
 
-from sparse_mlp_ds.data import digits
-from tests.e2e.launcher import MOE, REPOSITORY
+from sparse_mlp_ds.log import image_hits
+from sparse_mlp_ds.shards import digits
+from tests.helpers.launcher import MOE, REPOSITORY
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.long]
 
 SWEEP = {
     "name": "little",
@@ -28,6 +29,7 @@ SWEEP = {
         "data.workers": 0,
         "stages.pretrain": None,
         "stages.evaluate": None,
+        "stages.finetune.kind": "supervised",
         "stages.finetune.batch_size": 16,
     },
     "variants": {"mixer": {"model": {"name": "mixer_digits"}}, "sparse": {}},
@@ -44,7 +46,7 @@ def folder(tmp_path):
 def _start(folder: Path, *arguments: str, **changes) -> subprocess.Popen:
     (folder / "little.yaml").write_text(yaml.safe_dump(SWEEP | changes, sort_keys=False))
     log = (folder / "sweep.log").open("ab")
-    command = [sys.executable, "-m", "sparse_mlp_ds.cli", "sweep", "little.yaml", *arguments]
+    command = [sys.executable, "-m", "sparse_mlp_ds.cli.main", "sweep", "little.yaml", *arguments]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
@@ -67,7 +69,7 @@ def _wait(what, process: subprocess.Popen, seconds: float = 240) -> None:
 
 def test_killed_on_the_way_it_goes_on_and_repeats_nothing(folder):
     first = _start(folder)
-    _wait(lambda: len(_finished(folder)) == 1, first)
+    _wait(lambda: "finished in" in (folder / "sweep.log").read_text(), first)  # its process, too, writes no more
     _wait(lambda: len(psutil.Process(first.pid).children()) == 1, first)  # the second run has started
     orphan = psutil.Process(first.pid).children()[0]
     first.kill()
@@ -90,6 +92,20 @@ def test_killed_on_the_way_it_goes_on_and_repeats_nothing(folder):
     text = (folder / "runs/little/table.md").read_text()
     assert text.splitlines()[0] == "| setting | params | MACs | finetune.top1 | finetune.ece | seeds | time of a run |"
     assert "mixer" in (folder / "runs/little/table.svg").read_text()
+    results = [json.loads(line) for line in (folder / "runs/little/results.jsonl").read_text().splitlines()]
+    top1 = {f"{one['variant']}_seed-{one['seed']}": one["top1"] for one in results}
+    for name in after:
+        hits = json.loads((folder / "runs/little" / name / "finetune.hits.json").read_text())
+        assert (image_hits.unpacked(hits) == image_hits.RIGHT).mean() == pytest.approx(top1.pop(name))
+    assert not top1 and all(one["train_loss"] > 0 and one["steps"] == 2 for one in results)
+    (difference,) = [one for one in table["differences"] if one["metric"] == "finetune.top1"]
+    low, high = difference["difference"]["over_images"]
+    assert low <= sum(difference["difference"]["by_seed"].values()) / 2 <= high
+    elsewhere = _start(folder, "--out", "elsewhere", "--results", "runs/little/results.jsonl", jobs="auto")
+    assert elsewhere.wait(100) == 0, "a different machine repeats nothing"
+    assert text == (folder / "elsewhere/table.md").read_text()
+    assert "jobs: auto is 1: " in (folder / "sweep.log").read_text()
+    assert (folder / "sweep.log").read_text().count(": started") == 4
 
 
 def test_one_run_of_an_array_and_one_that_fails(folder):

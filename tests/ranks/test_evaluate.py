@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sparse_mlp_ds.data import digits, making
+from sparse_mlp_ds.config.recipe import Data
 from sparse_mlp_ds.data.index import load
-from sparse_mlp_ds.recipe import Data
-from sparse_mlp_ds.train.evaluate import knn_accuracy, top_k_accuracy
-from tests.ranks import harness
+from sparse_mlp_ds.log.image_hits import LEFT_OUT, RIGHT
+from sparse_mlp_ds.shards import digits, writer
+from sparse_mlp_ds.train.evaluate import knn_accuracy, outcomes
+from tests.helpers import harness
 
 IMAGES = 17
 
@@ -20,8 +21,8 @@ IMAGES = 17
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("seventeen")
     digits_val = digits._splits(path / "raw")[0]
-    split = replace(digits_val, originals=digits_val.originals[:IMAGES])
-    making.make(path, "some", split, making.Options(per_shard=5), 0, making.Share(), lambda done, total: None)
+    split = replace(digits_val, images=digits_val.images[:IMAGES])
+    writer.write(path, "some", split, writer.Options(per_shard=5), 0, writer.Node(), lambda done, total: None)
     return path
 
 
@@ -45,16 +46,20 @@ def _evaluate(folder, batch_size: int):
     torch.manual_seed(0)
     weights = torch.randn(3 * 16 * 16, 10)
     forward = lambda images: images.flatten(1) @ weights  # noqa: E731
-    counts = top_k_accuracy(forward, index, data, 16, batch_size)
+    outcome = outcomes(forward, index, data, 16, batch_size)[0]
+    marks = outcome.marks.tolist()
+    assert marks.count(RIGHT) / (len(marks) - marks.count(LEFT_OUT)) == outcome.metrics()["top1"]
+    counts = outcome.metrics() | {"marks": marks}
     return counts, knn_accuracy(forward, index, index, data, 16, batch_size, k=1)
 
 
 def _assert_same(found, expected):
-    """Counts to the last image; the calibration error, a sum of confidences, up to rounding."""
+    """Counts to the last image; the calibration error and the loss, sums of floating-point numbers, up to rounding."""
     (metrics, knn), (expected_metrics, expected_knn) = found, expected
     assert knn == expected_knn
-    assert metrics.pop("ece") == pytest.approx(expected_metrics["ece"], rel=1e-4)
-    assert metrics == {key: value for key, value in expected_metrics.items() if key != "ece"}
+    for name in ("ece", "loss"):
+        assert metrics.pop(name) == pytest.approx(expected_metrics[name], rel=1e-4)
+    assert metrics == {key: value for key, value in expected_metrics.items() if key not in ("ece", "loss")}
 
 
 def _evaluate_in_batches(folder, batch_sizes: tuple[int, ...]):
@@ -75,6 +80,6 @@ def test_every_image_counts_once(folder, world):
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_bad_images_are_left_out_on_any_number_of_ranks(damaged, world):
     expected = harness.run(1, _evaluate, damaged, IMAGES)[0]
-    assert expected[0]["images"] == IMAGES - 2
+    assert expected[0]["images"] == IMAGES - 2 and expected[0]["marks"].count(LEFT_OUT) == 2
     for found in harness.run(world, _evaluate, damaged, 3):
         _assert_same(found, expected)

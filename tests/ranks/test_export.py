@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from sparse_mlp_ds.checkpoints import writer
 from sparse_mlp_ds.hub import SparseVisionModel
-from sparse_mlp_ds.hub.folder import write
-from sparse_mlp_ds.hub.opening import open_model
-from sparse_mlp_ds.train import checkpoint, state
+from sparse_mlp_ds.hub.load import load_model
+from sparse_mlp_ds.hub.save import write_export
+from sparse_mlp_ds.train import engine_state
 from sparse_mlp_ds.weights.load import load_into
-from tests.ranks import harness, tiny
+from tests.helpers import harness, tiny
 
 MODEL = {"sparse_mlp": "sparse_mlp_digits", "vmoe": "vmoe_s32_last2", "widenet": "widenet_b16"}
 """Whose spec a recipe changes into the tiny one."""
@@ -31,10 +32,10 @@ def _train(ep_size: int, zero: int, family: str, folder: str) -> torch.Tensor | 
     }
     progress = {"stage": "finetune", "step": 2, "stage_step": 2, "hands_over_average": False}
     pieces = [
-        state.Piece(one.name.replace("/", "/backbone.", 1), one.shape, one.start, one.values)
-        for one in state.pieces(built, None)
+        engine_state.Piece(one.name.replace("/", "/backbone.", 1), one.shape, one.start, one.values)
+        for one in engine_state.pieces(built, None)
     ]
-    checkpoint.save(Path(folder), 2, pieces, {"progress": progress, "recipe": recipe, "classes": list("abcde")})
+    writer.save(Path(folder), 2, pieces, {"progress": progress, "recipe": recipe, "classes": list("abcde")})
     images = tiny.batch()[0]
     with torch.no_grad():
         mine = images if torch.distributed.get_rank() == 0 else images[:0]
@@ -57,8 +58,8 @@ def _run_exported(folder: str) -> tuple[torch.Tensor, list[int]]:
 def test_an_exported_model_is_the_trained_one(tmp_path, world, ep_size, zero, family):
     expected = harness.run(world, _train, ep_size, zero, family, str(tmp_path))[0]
     assert expected.shape == (tiny.IMAGES, tiny.CLASSES)
-    opened = open_model(tmp_path / "step_2")
-    out = write(tmp_path / "out", opened.config, opened.weights)
+    opened = load_model(tmp_path / "step_2")
+    out = write_export(tmp_path / "out", opened.config, opened.weights)
     for folder in (out, tmp_path / "step_2"):
         logits, held = harness.run(1, _run_exported, str(folder))[0]
         assert torch.equal(logits, expected)
@@ -74,7 +75,7 @@ def _start_from(path: str, ep_size: int) -> dict[str, torch.Tensor]:
 
 def test_a_checkpoint_starts_models_whose_experts_are_spread_otherwise(tmp_path):
     harness.run(2, _train, 2, 2, "sparse_mlp", str(tmp_path))
-    expected = open_model(tmp_path / "step_2").weights
+    expected = load_model(tmp_path / "step_2").weights
     for found in harness.run(4, _start_from, str(tmp_path / "step_2"), 4):
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], value) for name, value in expected.items())

@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from tests.ranks import harness, tiny
+from tests.helpers import harness, tiny
 
 TOPOLOGIES = [(1, 1), (2, 1), (2, 2), (3, 1), (4, 1), (4, 2), (4, 4)]
 """Ranks and ep_size; three ranks have 4, 4 and 8 of the 16 images."""
 SPARSE_MLP = [{"zero": zero, "top_k": top_k} for zero in (0, 1, 2) for top_k in (1, 2)]
-OTHERS = [{"zero": zero, "family": f} for zero in (0, 2) for f in ("mixer", "gmlp", "amlp", "vit", "vmoe", "widenet")]
+FAMILIES = ("mixer", "gmlp", "amlp", "resmlp", "vit", "deit", "vmoe", "widenet")
+OTHERS = [{"zero": zero, "family": family} for zero in (0, 2) for family in FAMILIES]
+TEXT = [{"zero": zero, "family": family} for zero in (0, 2) for family in tiny.TEXT]
+TEXT_WITH_EXPERTS = [{"zero": z, "family": f, "top_k": 1} for z in (0, 1, 2) for f in ("gmlp_routed", "gmlp_sparse")]
 OTHERS_WITH_EXPERTS = [{"zero": zero, "family": f, "top_k": 1} for zero in (0, 1, 2) for f in ("vmoe", "widenet")]
 
 
@@ -69,6 +72,14 @@ def test_one_step_of_every_other_family():
 
 def test_one_step_of_the_other_sparse_families_on_four_ranks():
     _assert_same(4, 2, OTHERS_WITH_EXPERTS)
+
+
+def test_one_step_of_models_of_text():
+    _assert_same(2, 2, TEXT)
+
+
+def test_one_step_of_sparse_models_of_text_on_four_ranks():
+    _assert_same(4, 2, TEXT_WITH_EXPERTS)
 
 
 def _logits(ep_size: int) -> torch.Tensor:

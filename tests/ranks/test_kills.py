@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_mlp_ds import dist
-from sparse_mlp_ds.recipe import Checkpoint as Section
-from sparse_mlp_ds.train import checkpoint, state, tensor_file
-from sparse_mlp_ds.train.saving import Saver
-from tests.ranks import harness, tiny
+from sparse_mlp_ds.checkpoints import manifest, tensor_file
+from sparse_mlp_ds.checkpoints.saver import Saver
+from sparse_mlp_ds.distributed import comm, process_group
+from sparse_mlp_ds.train import engine_state
+from tests.helpers import harness, tiny
 
 STEPS = 60
 PHASES = ("mkdir", "half a block", "fsync", "half a manifest", "before the rename", "after the rename", "pruning")
@@ -67,19 +67,19 @@ def _arm(phase: str | float, turn: int, died: Path) -> None:
 def _train(folder: str, rank: int | None = None, phase: str | float = "", turn: int = 1) -> None:
     """Go on from the newest checkpoint to the last step, saving after each; `rank` dies on the way."""
     built = tiny.build_engine(2, 1)
-    found, _ = checkpoint.newest(Path(folder))
+    found, _ = manifest.newest(Path(folder))
     first = found.manifest["step"] if found else 0
     if found:
         tiny.restore(built, found.path)
-    dist.barrier()  # what one rank found, another must not find removed
-    saver = Saver(Path(folder), Section(keep=2))
-    if rank == dist.rank():
+    comm.barrier()  # what one rank found, another must not find removed
+    saver = Saver(Path(folder), 2, None, print)
+    if rank == process_group.rank():
         _arm(phase, turn, Path(f"{folder}.died"))
     for number in range(first, STEPS):
         tiny.step(built, number)
         saver.look()
         about = {"progress": {"stage_step": number + 1}, "recipe": {}}
-        (saver.finish if number + 1 == STEPS else saver.start)(number + 1, state.pieces(built, None), about)
+        (saver.finish if number + 1 == STEPS else saver.start)(number + 1, engine_state.pieces(built, None), about)
 
 
 def _kills(seconds: float) -> list[tuple[int, str | float, int]]:
@@ -93,6 +93,7 @@ def _kills(seconds: float) -> list[tuple[int, str | float, int]]:
     return kills
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_forty_kills_change_no_bit(tmp_path):
     started = time.monotonic()
@@ -102,7 +103,7 @@ def test_forty_kills_change_no_bit(tmp_path):
     folder, died = tmp_path / "killed", tmp_path / "killed.died"
     for rank, phase, turn in _kills(took / 8):
         while not died.exists():
-            found, _ = checkpoint.newest(folder)
+            found, _ = manifest.newest(folder)
             if found and found.manifest["step"] > STEPS * 2 // 3:
                 shutil.rmtree(folder)
             try:

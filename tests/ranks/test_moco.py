@@ -8,27 +8,29 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparse_mlp_ds import dist
+from sparse_mlp_ds.config.batch import BatchPlan
+from sparse_mlp_ds.config.deepspeed_json import DeepSpeedJson
 from sparse_mlp_ds.data import augment
-from sparse_mlp_ds.ds_config import Batch
+from sparse_mlp_ds.distributed import comm, process_group
 from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.models.layers import init_weights
 from sparse_mlp_ds.moe.layer import MoELayer, Routing
+from sparse_mlp_ds.rng import stream_id
 from sparse_mlp_ds.train import engine as engines
-from tests.ranks import harness, moco, tiny
+from tests.helpers import harness, moco, tiny
 
 RATE = 0.1
 
 
 def _step(family: str, zero: int, accumulation: int, contrast: str = "batch"):
     """One SGD step; returns the mean loss and every weight after it, the momentum net's under `momentum.`."""
-    recipe, world = moco.recipe(family, contrast), dist.world_size()
-    batch = Batch.over(world, moco.BATCH, accumulation, unit=2)  # images of a routing group
-    share, weight = batch.share(dist.rank(), world), batch.weight(dist.rank(), world)
+    recipe, world = moco.recipe(family, contrast), process_group.world_size()
+    batch = BatchPlan.over(world, moco.BATCH, accumulation, unit=2)  # images of a routing group
+    share, weight = batch.share(process_group.rank(), world), batch.weight(process_group.rank(), world)
     method = moco.method(recipe, world, batch)
     method.begin()
     optimizer = recipe.stages["pretrain"].optimizer.model_copy(update={"name": "sgd", "weight_decay": 0.0})
-    config = {"zero_optimization": {"stage": zero}, "gradient_clipping": 0.0}
+    config = DeepSpeedJson({"zero_optimization": {"stage": zero}, "gradient_clipping": 0.0})
     engine = engines.build(method.module, optimizer, batch, config)
     engines.set_learning_rate(engine, RATE)
     places = torch.arange(moco.BATCH).view(accumulation, -1)[:, list(share)]
@@ -38,8 +40,8 @@ def _step(family: str, zero: int, accumulation: int, contrast: str = "batch"):
         engine.step()
         losses.append(weight * loss.detach())
     method.before_step(engine, 0)  # the momentum net follows what the step changed
-    mean = dist.all_reduce(torch.stack(losses).mean()) / world
-    averaged = {f"momentum.{name}": value for name, value in method.averaged.named_parameters()}
+    mean = comm.all_reduce(torch.stack(losses).mean()) / world
+    averaged = {f"momentum.{name}": value for name, value in method.companion.named_parameters()}
     return float(mean), tiny.gather(dict(method.module.named_parameters()) | averaged)
 
 
@@ -67,26 +69,35 @@ class _Reference(nn.Module):
             layers += [nn.Linear(wide, out, bias=False), norm, *([] if last else [nn.ReLU()])]
         return nn.Sequential(*layers)
 
+    def start(self, seed: int) -> None:
+        """Backbone as ours; heads as torch's nn.Linear starts, each from the random stream of its name."""
+        init_weights(self, seed)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear) and not name.startswith("backbone."):
+                torch.manual_seed(stream_id(f"{seed}/{name}.weight"))
+                module.reset_parameters()
+
 
 @functools.lru_cache
 def _reference(family: str):
     recipe = moco.recipe(family)
     net = _Reference(recipe)
-    init_weights(net, recipe.train.seed)
+    net.start(recipe.train.seed)
     moco.wake(net)
     views, keys = augment.views(
         moco.images(torch.arange(moco.BATCH)), recipe.stages["pretrain"].views, recipe.train.seed
     )
     images = augment.normalize(views.flatten(0, 1), recipe.data)
     features, reports = net.backbone.forward_features(images, keys.flatten())
-    queries = F.normalize(net.predictor(net.projector(features)), dim=1).view(2, moco.BATCH, -1)
+    # Algorithm 1: the heads see one view at a time, f_q(x1) and then f_q(x2), and so do their batch norms.
+    queries = [F.normalize(net.predictor(net.projector(view)), dim=1) for view in features.chunk(2)]
     with torch.no_grad():  # the momentum net starts with the same weights, and routes without noise
-        targets = net.projector(net.backbone.forward_features(images)[0])
-        targets = F.normalize(targets, dim=1).view(2, moco.BATCH, -1)
+        features = net.backbone.forward_features(images)[0]
+        targets = [F.normalize(net.projector(view), dim=1) for view in features.chunk(2)]
     loss, temperature = torch.zeros(()), recipe.stages["pretrain"].temperature
     for view in range(2):
         for image in range(moco.BATCH):
-            similarity = torch.stack([queries[view, image] @ target for target in targets[1 - view]])
+            similarity = torch.stack([queries[view][image] @ target for target in targets[1 - view]])
             loss = loss - 2 * temperature * (similarity / temperature).log_softmax(0)[image] / moco.BATCH
     start = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
     (loss + sum((report.balance for report in reports.values()), torch.zeros(()))).backward()
@@ -103,7 +114,9 @@ def _steps(family: str, cases: list[tuple[int, int]]):
     return [_step(family, *case) for case in cases]
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4])  # of 8 routing groups, 3 ranks have 2, 3 and 3
+@pytest.mark.parametrize(
+    "world", [1, 2, 3, pytest.param(4, marks=pytest.mark.long)]
+)  # of 8 routing groups, 3 ranks have 2, 3 and 3
 @pytest.mark.parametrize("family", ["sparse_mlp", "vit"])
 def test_a_step_equals_the_reference(family, world):
     loss, expected, start = _reference(family)
@@ -127,3 +140,43 @@ def test_contrast_within_micro_batches_is_another_objective():
     )
     assert abs(loss - whole) > 0.01
     assert not torch.allclose(weights["predictor.0.weight"], expected["predictor.0.weight"], atol=1e-5)
+
+
+def _keys_in_bf16(steps: int):
+    """Keys of the average and of its copy in bf16, behind some moves of the average; and the types of their weights."""
+    made = moco.recipe("sparse_mlp")
+    stage = made.stages["pretrain"].model_copy(update={"momentum_precision": "run"})
+    made = made.model_copy(update={"stages": {**made.stages, "pretrain": stage}})
+    method = moco.method(made, 1, precision="bf16")
+    method.begin()
+    online = dict(method.module.named_parameters())
+    draw = torch.Generator().manual_seed(3)
+    for step in range(steps):
+        for value in online.values():
+            value.data += 0.02 * value.data.std().nan_to_num() * torch.randn(value.shape, generator=draw)
+        method.before_step(_Engine(method.module), step)
+    images, _ = method._images(moco.images(torch.arange(moco.BATCH)))
+    keys = [net.keys(net(images).view(2, moco.BATCH, -1)) for net in (method.companion, method.encoder)]
+    types = [
+        {name: value.dtype for name, value in net.named_parameters()} for net in (method.companion, method.encoder)
+    ]
+    return F.cosine_similarity(keys[0], keys[1].float(), dim=-1), types
+
+
+class _Engine:
+    """As much of an engine as a move of the average asks for."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def zero_optimization_stage(self):
+        return 0
+
+
+def test_the_averages_copy_in_bf16_gives_its_keys():
+    ((cosine, (average, copy)),) = harness.run(1, _keys_in_bf16, 20)
+    # On average above 0.995; the lowest belongs to an image that bf16 sends to a different expert (0.9775 here).
+    assert cosine.mean() > 0.995 and cosine.min() > 0.96
+    assert set(average.values()) == {torch.float32}
+    assert {name for name, dtype in copy.items() if dtype == torch.float32} == {n for n in copy if ".router." in n}
+    assert len(copy) > sum(".router." in name for name in copy) > 0

@@ -6,10 +6,11 @@ import pytest
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from sparse_mlp_ds.errors import UserError
+from sparse_mlp_ds.checkpoints import manifest, writer
+from sparse_mlp_ds.checkpoints.reader import Reader
 from sparse_mlp_ds.moe.router import Router
-from sparse_mlp_ds.train import checkpoint, engine, state
-from tests.ranks import harness, tiny
+from sparse_mlp_ds.train import engine_state
+from tests.helpers import harness, tiny
 
 BF16 = {"bf16": {"enabled": True}}
 
@@ -50,17 +51,17 @@ def _fp16(zero: int, folder: str, start: str | None, first: int, last: int):
     get_accelerator().is_fp16_supported = lambda: True
     built = tiny.build_engine(2, zero, **FP16)
     if start:
-        found = checkpoint.open_checkpoint(Path(start))
+        found = manifest.open_checkpoint(Path(start))
         updates = found.progress["stage_step"] - found.progress["skipped"]
-        state.restore(built, None, checkpoint.Reader(found), updates)
-        state.restore_loss_scale(built, found.progress["loss_scale"])
+        engine_state.restore(built, None, Reader(found), updates)
+        engine_state.restore_loss_scale(built, found.progress["loss_scale"])
     scales, losses = [], []
     for number in range(first, last):
         losses.append(tiny.step(built, number)[0])
         scales.append(built.optimizer.loss_scale)
-    progress = {"stage_step": last, "loss_scale": state.loss_scale(built), "skipped": built.skipped_steps}
+    progress = {"stage_step": last, "loss_scale": engine_state.loss_scale(built), "skipped": built.skipped_steps}
     about = {"progress": progress, "recipe": {}}
-    checkpoint.save(Path(folder), last, state.pieces(built, None), about)
+    writer.save(Path(folder), last, engine_state.pieces(built, None), about)
     return losses, scales, built.skipped_steps
 
 
@@ -75,12 +76,3 @@ def test_fp16_finds_its_loss_scale_and_goes_on_with_it(zero, tmp_path):
     assert before + after == scales and first + last == whole
     expected, found = tiny.tensors(tmp_path / "whole/step_24"), tiny.tensors(tmp_path / "parts/step_24")
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
-
-
-def _unsupported():
-    with pytest.raises(UserError, match=r"fp16\.enabled: this machine's cpu does not train in fp16; use bf16"):
-        engine.check_precision(FP16)
-
-
-def test_fp16_where_there_is_none_is_refused():
-    harness.run(2, _unsupported)

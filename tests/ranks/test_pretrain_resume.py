@@ -5,38 +5,43 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_mlp_ds import dist
-from sparse_mlp_ds.ds_config import Batch
-from sparse_mlp_ds.train import checkpoint, state
+from sparse_mlp_ds.checkpoints import manifest, writer
+from sparse_mlp_ds.checkpoints.reader import Reader
+from sparse_mlp_ds.config.batch import BatchPlan
+from sparse_mlp_ds.config.deepspeed_json import DeepSpeedJson
+from sparse_mlp_ds.distributed import comm, process_group
 from sparse_mlp_ds.train import engine as engines
-from tests.ranks import harness, moco, tiny
+from sparse_mlp_ds.train import engine_state
+from tests.helpers import harness, moco, tiny
 
 BF16 = {"bf16": {"enabled": True}}
+
+pytestmark = pytest.mark.long
 
 
 def _train(zero: int, precision: dict, start: str | None, first: int, last: int, folder: str):
     """Steps first .. last - 1; returns the losses, and saves the result."""
-    recipe, world = moco.recipe("sparse_mlp"), dist.world_size()
+    recipe, world = moco.recipe("sparse_mlp"), process_group.world_size()
     method = moco.method(recipe, world)
     if not start:
         method.begin()
-    share = Batch.over(world, moco.BATCH)
-    config = {"zero_optimization": {"stage": zero}, "gradient_clipping": 1.0} | precision
+    share = BatchPlan.over(world, moco.BATCH)
+    config = DeepSpeedJson({"zero_optimization": {"stage": zero}, "gradient_clipping": 1.0} | precision)
     engine = engines.build(method.module, recipe.stages["pretrain"].optimizer, share, config)
     if start:
-        found = checkpoint.open_checkpoint(Path(start))
-        state.restore(engine, method.averaged, checkpoint.Reader(found), found.progress["stage_step"])
+        found = manifest.open_checkpoint(Path(start))
+        engine_state.restore(engine, method.companion, Reader(found), found.progress["stage_step"])
     losses = []
     for step in range(first, last):
         engines.set_learning_rate(engine, 2e-3)
         method.before_step(engine, step)
-        places = torch.arange(moco.BATCH).view(world, -1)[dist.rank()]
+        places = torch.arange(moco.BATCH).view(world, -1)[process_group.rank()]
         for loss, reports in method.losses(engine, [moco.images(places)]):
             engine.backward(loss + sum(report.balance for report in reports.values()))
             engine.step()
-        losses.append(float(dist.all_reduce(loss.detach().clone())) / world)
+        losses.append(float(comm.all_reduce(loss.detach().clone())) / world)
     about = {"progress": {"stage_step": last}, "recipe": {}}
-    checkpoint.save(Path(folder), last, state.pieces(engine, method.averaged), about)
+    writer.save(Path(folder), last, engine_state.pieces(engine, method.companion), about)
     return losses
 
 
@@ -55,9 +60,14 @@ def three_steps(tmp_path_factory):
 
 
 def _unlike(found, expected) -> list[str]:
-    """Names of tensors that differ by more than rounding; biases that a norm takes out move by rounding alone."""
-    moving = [name for name in expected if not name.endswith(".bias")]
-    return [name for name in moving if not torch.allclose(found[name], expected[name], rtol=2e-3, atol=2e-5)]
+    """Names of tensors of which more than one element in a thousand differs by more than rounding.
+
+    Single elements may: AdamW's first step divides a gradient by its own size, so that of an element whose gradient is
+    about 1e-8, and rounded differently on a different number of ranks, is different. Biases that a norm takes out move
+    by rounding alone.
+    """
+    close = {n: torch.isclose(found[n], expected[n], rtol=2e-3, atol=2e-5) for n in expected if not n.endswith(".bias")}
+    return [name for name, same in close.items() if (~same).float().mean() > 1e-3]
 
 
 @pytest.mark.parametrize(("world", "zero"), [(1, 0), (1, 2), (2, 0), (2, 2), (4, 1), (4, 2)])

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sparse_mlp_ds import rendezvous
-from sparse_mlp_ds.discovery import free_port
+from sparse_mlp_ds.distributed import rendezvous
+from sparse_mlp_ds.distributed.network import free_port
 from sparse_mlp_ds.errors import ReportedError, RunError, UserError
-from tests.ranks import harness
+from tests.helpers import harness
 
 pytestmark = pytest.mark.timeout(120)
 SHORT = 6.0
@@ -77,4 +77,4 @@ def test_one_that_says_nothing_is_named(tmp_path):
 
 def test_without_rank_0_nobody_waits_for_ever(tmp_path):
     _, said = _all(tmp_path, "is dead", "comes", "comes")
-    assert all(line.startswith("RunError: rank 0 was not to be reached at 127.0.0.1 port ") for line in said[1:])
+    assert all(line.startswith("RunError: rank 0 could not be reached at 127.0.0.1 port ") for line in said[1:])

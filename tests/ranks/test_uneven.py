@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from sparse_mlp_ds import dist, rng
-from tests.ranks import harness, tiny
+from sparse_mlp_ds import rng
+from sparse_mlp_ds.distributed import comm, process_group
+from tests.helpers import harness, tiny
 
 MODES = {
     "deterministic": None,
@@ -22,22 +23,22 @@ def _layer_with_gradients(counts: tuple[int, ...], one_expert: bool, mode: str):
     Balance losses are means over a rank's routing groups: they enter as sums, weighted by the number of groups.
     """
     routing = MODES[mode]
-    layer = tiny.model(dist.world_size(), top_k=1, group_images=1, **(routing or {})).blocks[1].moe_c
+    layer = tiny.model(process_group.world_size(), top_k=1, group_images=1, **(routing or {})).blocks[1].moe_c
     if one_expert:
         with torch.no_grad():
             layer.router.weight.zero_()
             layer.router.weight[2] = 1.0
     generator = torch.Generator().manual_seed(5)
     everything = torch.rand(sum(counts), 8, 12, generator=generator)  # positive, so that the weight above wins
-    start = sum(counts[: dist.rank()])
-    mine = slice(start, start + counts[dist.rank()])
+    start = sum(counts[: process_group.rank()])
+    mine = slice(start, start + counts[process_group.rank()])
     keys = rng.sample_keys(3, torch.arange(sum(counts)), "test")[mine] if routing else None
     x = everything[mine].requires_grad_()
     y, report = layer(x, keys)
     (y.square().sum() + report.balance * len(x)).backward()
     gradients = {name: p.grad for name, p in layer.experts.named_parameters()}
     assert all(g is not None for g in gradients.values()), "an idle expert left the graph"
-    return y.detach(), x.grad, gradients, dist.all_reduce(layer.router.weight.grad), dist.all_reduce(report.sums)
+    return y.detach(), x.grad, gradients, comm.all_reduce(layer.router.weight.grad), comm.all_reduce(report.sums)
 
 
 def _every_case(counts: tuple[int, ...]):

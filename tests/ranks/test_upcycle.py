@@ -4,13 +4,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sparse_mlp_ds.config.recipe import MoE
 from sparse_mlp_ds.models import registry
+from sparse_mlp_ds.models.base_spec import MoESpec
 from sparse_mlp_ds.models.layers import init_weights
-from sparse_mlp_ds.models.spec import MoESpec
-from sparse_mlp_ds.recipe import MoE
 from sparse_mlp_ds.train import engine
 from sparse_mlp_ds.weights.load import load_into
-from tests.ranks import harness, tiny
+from tests.helpers import harness, tiny
 
 DENSE = tiny.spec(family="mixer")
 SPARSE = DENSE.model_copy(

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.ranks import harness
+from tests.helpers import harness
 
 pytestmark = pytest.mark.timeout(240)
 BOUND = 30
@@ -28,17 +28,19 @@ def _rank(rank: int, port: int, folder: Path, fault: str, limit: float) -> None:
     os.dup2(output, 2)
     import torch
 
-    from sparse_mlp_ds import dist
-    from sparse_mlp_ds.errors import UserError
-    from sparse_mlp_ds.train import watchdog
-    from sparse_mlp_ds.train.stop import StoppedError, StopRequest
+    from sparse_mlp_ds.distributed import comm, process_group
+    from sparse_mlp_ds.errors import StoppedError, UserError
+    from sparse_mlp_ds.train.stop_request import StopRequest
+    from sparse_mlp_ds.watchdog import client
 
     loader = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(200)"])
     (folder / f"pids{rank}").write_text(f"{os.getpid()} {loader.pid}")
     code = 0
     try:
-        with dist.process_group(60), watchdog.watch(limit) as watch:
+        with process_group.join(60), client.watch(limit) as watch:
             stop = StopRequest(folder)
+            if rank == 0:
+                watch.begin_run(folder, None, ["sh", "-c", f"cat >> {folder}/told"])
             for step in range(1, 10000):
                 watch.at("data", "train", step)
                 here = rank == 1 and (folder / "now").exists()
@@ -49,7 +51,7 @@ def _rank(rank: int, port: int, folder: Path, fault: str, limit: float) -> None:
                 if here and fault == "stuck":
                     time.sleep(200)
                 watch.at("forward")
-                dist.all_reduce(torch.ones(8))
+                comm.all_reduce(torch.ones(8))
                 watch.at("stop")
                 if stop.agreed():
                     raise StoppedError
@@ -84,11 +86,11 @@ class Ranks:
         while not all((self.folder / f"step{rank}").exists() for rank in range(WORLD)):
             assert time.monotonic() < deadline and not self.ended(), self.output()
             time.sleep(0.1)
-        self.sentries = [one for one in map(_sentry_of, psutil.process_iter()) if one]
+        self.agents = [one for one in map(_agent_of, psutil.process_iter()) if one]
         pids = [int(pid) for rank in range(WORLD) for pid in (self.folder / f"pids{rank}").read_text().split()]
-        mine = [one for one in self.sentries if any(f'"pid": {pid},' in one.cmdline()[-1] for pid in pids)]
-        assert len(mine) == WORLD
-        self.everyone = [*map(psutil.Process, pids), *mine]
+        own = [one for one in self.agents if any(f'"pid": {pid},' in one.cmdline()[-1] for pid in pids)]
+        assert len(own) == WORLD
+        self.everyone = [*map(psutil.Process, pids), *own]
         return self
 
     def __exit__(self, *exception):
@@ -123,9 +125,9 @@ class Ranks:
         return line
 
 
-def _sentry_of(process: psutil.Process) -> psutil.Process | None:
+def _agent_of(process: psutil.Process) -> psutil.Process | None:
     try:
-        return process if "sparse_mlp_ds.sentry" in process.cmdline() else None
+        return process if "sparse_mlp_ds.watchdog.agent" in process.cmdline() else None
     except psutil.Error:
         return None
 
@@ -142,6 +144,7 @@ def test_a_killed_rank(tmp_path, rank):
                         ranks.report())  # fmt: skip
         assert [rank.exitcode for rank in ranks.ranks] == [-9 if r == rank else 1 for r in range(WORLD)]
         assert "Traceback" not in ranks.output()
+    assert (tmp_path / "told").read_text().startswith(f"{tmp_path}: failed: {ranks.report()}\n")
     print(f"gone after {took:.1f} s")
 
 
@@ -160,6 +163,9 @@ def test_one_ranks_bad_input_ends_all_with_code_2(tmp_path):
         (tmp_path / "now").touch()
         ranks.gone_within(BOUND)
         assert ranks.ended() == [2] * WORLD and "FAILED FIRST" not in ranks.output()
+    told = (tmp_path / "told").read_text()
+    assert re.match(rf"{tmp_path}: failed: rank 1 on {HERE} at step \d+ of stage train, in data: exit code 2: ", told)
+    assert told.endswith(": a shard: remake it\n")
 
 
 @pytest.mark.parametrize("fault", ["stuck", "stopped"])
@@ -169,18 +175,60 @@ def test_a_rank_that_goes_no_further(tmp_path, fault):
         if fault == "stopped":
             os.kill(ranks.ranks[1].pid, signal.SIGSTOP)
         took = ranks.gone_within(6 + BOUND)
-        why = "it is stopped" if fault == "stopped" else "it waits for nobody"
+        why = "it is stopped" if fault == "stopped" else "it waits for no rank"
         where = rf"FAILED FIRST: rank 1 on {HERE} at step \d+ of stage train, in \w+: "
         assert re.match(where + rf"no progress for \d+ s: {why}", ranks.report())
         assert "test_watchdog.py" in ranks.output(), "the stack is missing"
+    assert (tmp_path / "told").read_text().startswith(f"{tmp_path}: stalled: FAILED FIRST: rank 1 ")
     print(f"gone after {took:.1f} s")
 
 
-def test_no_rank_outlives_its_sentry(tmp_path):
-    with Ranks(tmp_path, "sentry") as ranks:
-        next(one for one in ranks.everyone if one in ranks.sentries and '"rank": 2' in one.cmdline()[-1]).kill()
+def test_no_rank_outlives_its_agent(tmp_path):
+    with Ranks(tmp_path, "agent") as ranks:
+        next(one for one in ranks.everyone if one in ranks.agents and '"rank": 2' in one.cmdline()[-1]).kill()
         ranks.gone_within(BOUND)
         assert "FAILED FIRST: rank 2" in ranks.report()
+        assert f"error: rank 2 on {socket.gethostname()} ends, because the process that watches it" in ranks.output()
+
+
+def _is_seen_waiting(call: str, folder: Path) -> bool:
+    """Whether a rank's stack shows that it waits, while rank 0 is in a call and rank 1 does something else."""
+    import faulthandler
+    import threading
+
+    from sparse_mlp_ds.distributed import comm, process_group
+    from sparse_mlp_ds.train.stop_request import StopRequest
+    from sparse_mlp_ds.watchdog import client, diagnosis
+
+    rank, stop = process_group.rank(), StopRequest(folder)
+    stacks = open(folder / f"stacks{rank}", "w+")  # noqa: SIM115
+    faulthandler.register(signal.SIGUSR2, stacks)
+    comm.barrier()
+
+    def show() -> None:
+        time.sleep(1.5)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        time.sleep(0.5)
+        (folder / f"seen{rank}").touch()
+
+    shows = threading.Thread(target=show)
+    shows.start()
+    if rank == 1:
+        while not all((folder / f"seen{number}").exists() for number in range(2)):
+            time.sleep(0.1)
+    if call == "stop":
+        stop.agreed()  # only asks; the next call waits for the answer
+        stop.agreed()
+    else:
+        comm.barrier()
+    shows.join()
+    return diagnosis.is_waiting(Path(stacks.name).read_text(), client.WAITING_IN)
+
+
+@pytest.mark.parametrize("call", ["stop", "barrier"])
+def test_a_rank_that_waits_for_another_is_told_from_one_that_does_not(tmp_path, call):
+    """In the loop's stop request too, whose wait is a call into C that leaves no frame of its own."""
+    assert harness.run(2, _is_seen_waiting, call, tmp_path) == [True, False]
 
 
 def test_the_end_and_a_stop_are_no_failures(tmp_path):
@@ -191,3 +239,4 @@ def test_the_end_and_a_stop_are_no_failures(tmp_path):
                 os.kill(ranks.ranks[2].pid, signal.SIGTERM)
             ranks.gone_within(BOUND)
             assert ranks.ended() == [code] * WORLD and "FAILED" not in ranks.output(), ranks.output()
+            assert not (tmp_path / name / "told").exists(), "rank 0 tells of its end itself"

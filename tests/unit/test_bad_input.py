@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch.distributed
 
-import train
-from sparse_mlp_ds.data import digits
+from sparse_mlp_ds.shards import digits
+from sparse_mlp_ds.train import main as train
 
-REPOSITORY = Path(train.__file__).parent
+REPOSITORY = Path(train.__file__).parents[2]
 MOE = str(REPOSITORY / "ds_configs/moe.json")
 
 
@@ -32,7 +32,7 @@ def _refused(capsys, *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([], ["--ds_config", "missing", "ds_configs/moe.json"]),
+        ([], ["--ds_config", "missing", "such as --ds_config moe"]),
         (["--ds_config", "nowhere.json"], ["nowhere.json", "No such file"]),
         (["--ds_config", MOE, "--recipe", "digitz"], ["--recipe digitz", "did you mean 'digits'"]),
         (["--ds_config", MOE, "--recipe", "mine.yaml"], ["mine.yaml", "No such file"]),
@@ -57,6 +57,13 @@ def test_refusal(capsys, arguments, parts):
     assert all(part in line for part in parts), line
 
 
+def test_refusal_of_compilation_without_a_compiler(capsys, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    line = _refused(capsys, "--ds_config", MOE, "--set", "train.compile=on")
+    assert all(part in line for part in ["train.compile: on", "no C++ compiler", "install one", "train.compile: off"])
+
+
 @pytest.mark.parametrize(
     ("ds_config", "parts"),
     [
@@ -75,6 +82,14 @@ def test_refusal_of_a_ds_config(capsys, ds_config, parts):
     assert all(part in line for part in parts), line
 
 
+def test_refusal_of_heads_that_are_passed_twice_under_zero_3(capsys):
+    ds = {"gradient_clipping": 1.0, "zero_optimization": {"stage": 3}, "gradient_accumulation_steps": 2}
+    Path("three.json").write_text(json.dumps(ds))
+    model = "model={name: vit_s16, image_size: 16, patch_size: 4, width: 16, depth: 2, heads: 2}"
+    line = _refused(capsys, "--ds_config", "three.json", "--set", model)
+    assert all(part in line for part in ("stages.pretrain.contrast", "ZeRO-3", "micro_batch", "three.json")), line
+
+
 def test_another_run_in_the_folder_is_not_continued(capsys):
     digits.make(Path("data/digits"))
     assert train.main(["--ds_config", MOE, "--check"]) == 0
@@ -87,3 +102,75 @@ def test_another_run_in_the_folder_is_not_continued(capsys):
     shutil.copy(REPOSITORY / "sparse_mlp_ds/recipes/digits.yaml", other / "config.yaml")
     line = _refused(capsys, "--ds_config", MOE, "--out", "other", "--set", "train.seed=5")
     assert "other/config.yaml" in line and "--resume never" in line
+
+
+def test_tars_beside_an_index_that_does_not_list_them_are_said(capsys):
+    digits.make(Path("data/digits"))
+    for split in ("train", "val"):
+        shutil.copy(f"data/digits/{split}/digits-000000.tar", f"data/digits/{split}/more.tar")
+    assert train.main(["--ds_config", MOE, "--check"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING: ")]
+    assert len(lines) == 2
+    for split, line in zip(("train", "val"), lines, strict=True):
+        assert f"data/digits/{split}: not read, because the index does not list them: 1 tars (more.tar)" in line
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("stages.pretrain.epochs=1", "warmup_epochs 4 exceeds its 1 epochs"),
+        ("stages.pretrain.optimizer.final_lr=0.01", "final_lr 0.01 exceeds the peak learning rate 0.001"),
+    ],
+)
+def test_what_a_schedule_hardly_means_is_said(override, said, capsys):
+    digits.make(Path("data/digits"))
+    assert train.main(["--ds_config", MOE, "--check", "--set", override]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
+    assert "stage pretrain" in line and said in line
+
+
+# ---- memory
+
+
+def _checked(capsys, *arguments: str) -> tuple[int, str]:
+    """Return the exit code of `--check` and the last line that it printed."""
+    code = train.main(["--check", *arguments])
+    streams = capsys.readouterr()
+    return code, (streams.err if code else streams.out).strip().splitlines()[-1]
+
+
+def test_what_does_not_fit_is_refused_with_the_largest_micro_batch_that_does(capsys):
+    digits.make(Path("data/digits"))
+
+    def with_micro(micro: int | None) -> tuple[int, str]:
+        zero = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 100_000}, "gradient_clipping": 1.0}
+        Path("ds.json").write_text(json.dumps(zero | ({"train_micro_batch_size_per_gpu": micro} if micro else {})))
+        return _checked(capsys, "--ds_config", "ds.json", "--device-memory", "128MiB")
+
+    code, line = with_micro(None)
+    assert code == 2 and "stage pretrain needs" in line and "the device has 128.0 MiB" in line
+    micro = int(line.partition('set "train_micro_batch_size_per_gpu": ')[2].split()[0])
+    assert line.endswith(f"{micro} in ds.json, the largest that fits")
+    code, line = with_micro(micro)
+    assert code == 0 and line.startswith("memory per rank: ") and "of 128.0 MiB at most" in line
+    assert with_micro(2 * micro)[1].startswith(("WARNING", "error")), "twice as many would fit as well"
+
+
+def test_where_no_micro_batch_fits_it_is_said(capsys):
+    digits.make(Path("data/digits"))
+    code, line = _checked(capsys, "--ds_config", MOE, "--device-memory", "100MB")  # less than ZeRO's bucket
+    assert code == 2 and "no micro-batch fits" in line
+
+
+def test_a_check_for_a_gpu_says_its_precision(capsys):
+    digits.make(Path("data/digits"))
+    for arguments, said in ([], "float32 (auto: on CPUs)"), (["--device-memory", "80GB"], "bf16 (auto: on GPUs)"):
+        assert train.main(["--check", "--ds_config", MOE, *arguments]) == 0
+        assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--check", "--device-memory", "80"], ["--device-memory", "80GB"]])
+def test_a_size_of_memory_that_means_nothing_is_refused(capsys, arguments):
+    with pytest.raises(SystemExit) as left:
+        train.main(["--ds_config", MOE, *arguments])
+    assert left.value.code == 2 and "--device-memory" in capsys.readouterr().err.splitlines()[-1]

@@ -9,12 +9,13 @@ import fsspec
 import pytest
 
 from sparse_mlp_ds.data import cache as caches
-from sparse_mlp_ds.data import scan
 from sparse_mlp_ds.data.cache import Cache
 from sparse_mlp_ds.data.index import Shard
-from tests.unit.processes import ended, together
-from tests.unit.remote import Server
-from tests.unit.tars import refusal, sample, write_tar
+from sparse_mlp_ds.shards import scan
+from tests.helpers import permissions
+from tests.helpers.processes import ended, together
+from tests.helpers.remote import Server
+from tests.helpers.tars import refusal, sample, write_tar
 
 SIZE = 10240
 """Bytes of each tar."""
@@ -240,7 +241,10 @@ def test_a_killed_process_leaves_nothing_that_hinders_others(server, cache):
 
 def test_a_folder_that_cannot_hold_the_cache_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    assert f"data.cache.folder {tmp_path / 'file/x'}: " in refusal(caches.check, tmp_path / "file/x", 1)
-    assert "GB are free, the cache may need 1000000" in refusal(caches.check, tmp_path, 10**15)
-    caches.check(tmp_path / "new", 1000)
-    assert (tmp_path / "new").is_dir()
+    assert f"data.cache.folder {tmp_path / 'file/x'}: " in refusal(caches.check_space, tmp_path / "file/x", 1)
+    assert "GB are free, the cache may need 1000000" in refusal(caches.check_space, tmp_path, 10**15)
+    caches.check_space(tmp_path / "new", 1000)
+    assert not (tmp_path / "new").exists(), "it is made when it is needed"
+    with permissions.bound():
+        (tmp_path / "closed").mkdir(mode=0o555)
+        assert "closed: Permission denied" in refusal(caches.check_space, tmp_path / "closed", 1)

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from tests.unit.made_checkpoints import call, edit, finished, save
-from tests.unit.weight_files import SPARSE, make
+from tests.helpers.made_checkpoints import call, edit, finished, save
+from tests.helpers.weight_files import SPARSE, make
 
 
 def flip(path, place=-5):

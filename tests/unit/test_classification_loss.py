@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from sparse_mlp_ds.stages import Optimizer, Supervised
+from sparse_mlp_ds.config.stages import Optimizer, Supervised
 from sparse_mlp_ds.train.engine import _update_rule
-from sparse_mlp_ds.train.finetune import classification_loss
+from sparse_mlp_ds.train.supervised import classification_loss
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0]])
 TARGETS = torch.tensor([[1.0, 0.0, 0.0], [0.3, 0.7, 0.0]])  # the second is mixed

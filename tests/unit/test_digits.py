@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from sparse_mlp_ds.data import digits, index, scan
+from sparse_mlp_ds.data import index
 from sparse_mlp_ds.data.decode import Picture
-from tests.unit.processes import together
-from tests.unit.tars import refusal
+from sparse_mlp_ds.shards import digits, summary, verify
+from tests.helpers.processes import together
+from tests.helpers.tars import refusal
 
 
 def make(folder, barrier):
@@ -31,7 +32,7 @@ def test_two_processes_at_once_leave_one_sound_set(made):
     for split in ("train", "val"):
         found = index.load(made / split)
         assert sorted(path.name for path in (made / split).iterdir()) == [*(s.name for s in found.shards), "index.json"]
-        assert [line for shard in found.shards for line in scan.verify(shard)] == []
+        assert [line for shard in found.shards for line in verify.verify(shard)] == []
 
 
 def test_the_digits_are_all_there_and_held_out_ones_are_others(made):
@@ -39,7 +40,7 @@ def test_the_digits_are_all_there_and_held_out_ones_are_others(made):
     for split in ("train", "val"):
         found = index.load(made / split)
         assert found.classes == [str(n) for n in range(10)]
-        assert not scan.class_sorted(found)
+        assert not summary.sorted_by_class(found)
         keys[split] = []
         for sample in range(len(found)):
             shard, place = found.locate(sample)
@@ -48,6 +49,14 @@ def test_the_digits_are_all_there_and_held_out_ones_are_others(made):
             keys[split].append(number)
     assert (len(keys["train"]), len(keys["val"])) == (1437, 360)
     assert sorted(keys["train"] + keys["val"]) == list(range(1797))
+
+
+def test_scikit_learns_file_is_read_as_it_reads_it_itself(monkeypatch):
+    known = load_digits()
+    for _ in range(2):
+        images, labels = digits._originals()
+        assert np.array_equal(images, known.images) and np.array_equal(labels, known.target)
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # as if the file had moved
 
 
 def test_making_them_again_changes_nothing(made):

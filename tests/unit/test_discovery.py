@@ -1,10 +1,13 @@
 """Environments as launchers make them, and which rank each means."""
 
+import os
+import shutil
 import socket
+import subprocess
 
 import pytest
 
-from sparse_mlp_ds import discovery
+from sparse_mlp_ds.distributed import discovery
 from sparse_mlp_ds.errors import ReportedError, UserError
 
 # What each launcher was seen to set, for the last of its ranks.
@@ -32,7 +35,7 @@ LAST = (3, 4, 1, 2)
 
 
 @pytest.mark.parametrize(
-    "environment, launcher, place",
+    "environment, launcher, expected",
     [
         ({}, "python", (0, 1, 0, 1)),
         (DEEPSPEED, "deepspeed", LAST),
@@ -51,9 +54,10 @@ LAST = (3, 4, 1, 2)
         (SRUN | {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, "the environment", (3, 4, 1, 4)),
     ],
 )
-def test_the_innermost_launcher_is_believed(environment, launcher, place):
+def test_the_innermost_launcher_is_believed(environment, launcher, expected):
     found = discovery.discover(environment)
-    assert (found.launcher, (found.rank, found.world, found.local_rank, found.ranks_here)) == (launcher, place)
+    numbers = (found.rank, found.world_size, found.local_rank, found.local_world_size)
+    assert (found.launcher, numbers) == (launcher, expected)
 
 
 @pytest.mark.parametrize(
@@ -106,19 +110,45 @@ def test_all_tasks_of_srun_find_the_same_master_and_jobs_differ():
     assert other["MASTER_PORT"] != ends[0][1] and 15000 <= int(other["MASTER_PORT"]) < 32768
 
 
-@pytest.mark.parametrize(
-    "nodes, first",
-    [("node1", "node1"), ("node[03-07,9]", "node03"), ("a[1,5]-ib,b2", "a1-ib"), ("x,y[1-2]", "x")],
-)  # fmt: skip
-def test_the_first_of_slurms_hosts(nodes, first):
+# What `scontrol show hostnames LIST` of Slurm 22.05 printed first.
+HOST_LISTS = {
+    "node1": "node1",
+    "x,y[1-2]": "x",
+    "node[03-07,9]": "node03",
+    "b[3]": "b3",
+    "a[08-10]": "a08",
+    "a[9-11]": "a9",
+    "a[10-12,08]": "a10",
+    "a[1-2]b[3,5-6],c": "a1b3",
+    "a[1-2][3-4]": "a13",
+    "a[001-002]b[1]c[9-10]": "a001b1c9",
+    "node[03-05,9]-ib[1-2],other": "node03-ib1",
+}
+# It refuses lists in which a bracket is not last; other versions, and cray's names, may have them.
+HOST_LISTS |= {"a[1,5]-ib,b2": "a1-ib", "a-[1-2].cluster.example,b": "a-1.cluster.example"}
+
+
+@pytest.mark.parametrize("nodes", HOST_LISTS)
+def test_the_first_of_slurms_hosts(nodes):
     environment = SRUN | {"SLURM_STEP_NODELIST": nodes}
     discovery.announce(environment)
-    assert environment["MASTER_ADDR"] == first
+    assert environment["MASTER_ADDR"] == HOST_LISTS[nodes]
+
+
+@pytest.mark.skipif(not shutil.which("scontrol"), reason="scontrol is not installed: apt-get install slurm-client")
+def test_slurm_itself_takes_the_same_host_for_the_first(tmp_path):
+    conf = tmp_path / "slurm.conf"
+    conf.write_text("ClusterName=x\nSlurmctldHost=localhost\nNodeName=localhost\nPartitionName=p Nodes=localhost\n")
+    for nodes, first in HOST_LISTS.items():
+        command = ["scontrol", "show", "hostnames", nodes]
+        shown = subprocess.run(command, env=os.environ | {"SLURM_CONF": str(conf)}, capture_output=True, text=True)
+        # It prints nothing for the lists that it refuses.
+        assert not shown.stdout or shown.stdout.split()[0] == first, nodes
 
 
 def test_tasks_of_uneven_hosts():
-    uneven = SRUN | {"SLURM_STEP_TASKS_PER_NODE": "3(x2),1", "SLURM_STEP_NUM_TASKS": "7"}
-    assert [discovery.discover(uneven | {"SLURM_NODEID": n}).ranks_here for n in "012"] == [3, 3, 1]
+    uneven = SRUN | {"SLURM_STEP_TASKS_PER_NODE": "3(x2),1", "SLURM_STEP_NUM_TASKS": "7", "SLURM_LOCALID": "0"}
+    assert [discovery.discover(uneven | {"SLURM_NODEID": n}).local_world_size for n in "012"] == [3, 3, 1]
 
 
 def test_a_taken_port_is_named_by_rank_zero_alone():
@@ -139,3 +169,57 @@ def test_by_hand_the_master_must_be_named():
     alone = {}
     discovery.announce(alone)
     assert alone["MASTER_ADDR"] == "127.0.0.1" and alone["WORLD_SIZE"] == "1"
+
+
+FIRST = DEEPSPEED | {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+BAD_VARIABLES = [
+    *(FIRST | {"MASTER_PORT": port} for port in ("0", "65536", "99999", "-1", "", "29500x", "٣", "9" * 5000)),
+    *(FIRST | {"MASTER_ADDR": address} for address in ("", " ", "tcp://node1", "node 1", "[")),
+    *(FIRST | {"WORLD_SIZE": size} for size in ("0", "-4", "four", "4.0", "")),
+    *(FIRST | {"RANK": rank} for rank in ("4", "-1", "0.0", "")),
+    *(FIRST | {"LOCAL_RANK": rank} for rank in ("2", "-1", "x")),
+    *(FIRST | {"LOCAL_SIZE": size} for size in ("0", "5", "x")),
+    *(TORCHRUN | {name: "x"} for name in ("GROUP_WORLD_SIZE", "LOCAL_WORLD_SIZE")),
+    *(OPEN_MPI | {name: value} for name in OPEN_MPI for value in ("-1", "x", "")),
+    OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "2"},
+    *(HYDRA | {name: "x"} for name in HYDRA),
+    *(SRUN | {name: "x"} for name in ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID",
+                                      "SLURM_JOB_ID", "SLURM_STEP_ID")),
+    *(SRUN | {"SLURM_STEP_TASKS_PER_NODE": text} for text in ("", "x", "2(x", "2(x99999999),1", "-1")),
+    *(SRUN | {"SLURM_STEP_NODELIST": text} for text in ("", "a[1-2", "a]1[", "[", ",a", "a[]")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("environment", BAD_VARIABLES)
+def test_a_variable_that_cannot_be_is_named_in_one_line(environment):
+    with pytest.raises(UserError) as error:
+        discovery.announce(dict(environment))
+    text = str(error.value)
+    assert "\n" not in text and len(text) < 6000 and any(name in text for name in environment), text
+
+
+LEFT_BEHIND = {"MASTER_ADDR": "a-host-that-is-gone", "MASTER_PORT": "99999"}
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        BATCH_SHELL,
+        {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"},
+        OPEN_MPI | {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+                    "OMPI_COMM_WORLD_LOCAL_SIZE": "1"},
+        SRUN | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "a[1"},
+        {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "none"},
+    ],
+)  # fmt: skip
+def test_one_process_alone_needs_no_master(environment):
+    environment = environment | LEFT_BEHIND
+    assert discovery.announce(environment).world_size == 1
+    assert environment["MASTER_ADDR"] == "127.0.0.1" and 0 < int(environment["MASTER_PORT"]) < 65536
+
+
+def test_brackets_of_an_ipv6_address_are_those_of_urls():
+    environment = DEEPSPEED | {"MASTER_ADDR": "[2001:db8::7]"}
+    discovery.announce(environment)
+    assert environment["MASTER_ADDR"] == "2001:db8::7"

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_mlp_ds import cli, config
+from sparse_mlp_ds.cli import main
+from sparse_mlp_ds.config import loading
 from sparse_mlp_ds.doctor import ask, facts, hostfile, remote
 from sparse_mlp_ds.doctor.facts import ABSENT, MARK, Request
 from sparse_mlp_ds.doctor.hostfile import Host
 from sparse_mlp_ds.errors import UserError
-from tests.unit.test_doctor_findings import ONE
+from tests.unit.test_findings import ONE
 
 
 def test_a_hostfile_is_read_as_deepspeed_reads_it(tmp_path):
@@ -31,15 +32,15 @@ def test_a_hostfile_is_read_as_deepspeed_reads_it(tmp_path):
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("node1\n", ["line 1", "'node1' is no host", "write `HOST slots=RANKS`"]),
+        ("node1\n", ["line 1", "'node1' names no host", "write `HOST slots=RANKS`"]),
         ("node1 slots=x\n", ["line 1"]),
         ("node1 slots=0\n", ["line 1"]),
-        ("-oProxyCommand=reboot slots=1\n", ["line 1", "is no host"]),
+        ("-oProxyCommand=reboot slots=1\n", ["line 1", "names no host"]),
         ("node1;reboot slots=1\n", ["line 1"]),
         ("node1 slots=1\nnode1 slots=2\n", ["line 2", "node1 comes twice", "one line with all its slots"]),
         ("# nobody\n", ["names no host"]),
         (None, ["No such file", "write one"]),
-        (b"\xff\xfe", ["is no text"]),
+        (b"\xff\xfe", ["is not a text file"]),
     ],
 )
 def test_a_bad_hostfile_ends_in_one_line(tmp_path, capsys, text, parts):
@@ -47,7 +48,7 @@ def test_a_bad_hostfile_ends_in_one_line(tmp_path, capsys, text, parts):
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(SystemExit) as ended:
-        cli.main(["doctor", "--hostfile", str(path)])
+        main.main(["doctor", "--hostfile", str(path)])
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert all(part in line for part in [str(path), *parts]), line
@@ -96,14 +97,14 @@ def test_a_malformed_answer(output, said):
         (255, "No ED25519 host key is known\nHost key verification failed.", "log in once (ssh n)"),
         (255, "ssh: connect to host n port 22: Connection refused", "refuses ssh; start its sshd"),
         (255, "ssh: connect to host n port 22: Connection timed out", "does not answer to ssh within 5 s"),
-        (255, "Timeout, server n not responding.", "fell silent"),
+        (255, "Timeout, server n not responding.", "stopped answering"),
         (255, "ssh: connect to host n port 22: No route to host", "no route to host; is it up"),
         (255, "banner\nkex_exchange: \x1b[31mclosed", "ssh fails: kex_exchange:  [31mclosed; `ssh n true` has to work"),
         (255, "", "ssh fails: exit code 255"),
         (101, "sh: cd: can't cd", "has no folder"),
         (127, "env: no such file", f"has no {sys.executable}; install the same environment"),
         (1, "/python: No module named sparse_mlp_ds.doctor", "this version of sparse_mlp_ds is not there"),
-        (1, "Traceback\nMemoryError: none left", "cannot examine itself: MemoryError: none left; run `python -m"),
+        (1, "Traceback\nMemoryError: none left", "cannot answer: MemoryError: none left; run `python -m"),
     ],
 )
 def test_why_a_host_did_not_answer(code, errors, said):
@@ -134,7 +135,7 @@ def ssh(tmp_path, monkeypatch):
     folder = tmp_path / "it's here"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(Path(cli.__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(main.__file__).parents[2]))
     monkeypatch.chdir(folder)
     return Ssh(tmp_path / "bin")
 
@@ -162,7 +163,9 @@ def test_a_host_that_hangs_costs_its_time_out(ssh, monkeypatch):
 def test_the_marker_goes_even_if_the_command_is_told_to_end(ssh):
     ssh.on("slow", f"touch {ssh.folder}/asked; exec sleep 60")
     Path("hostfile").write_text("slow slots=1\n")
-    with subprocess.Popen([sys.executable, "-m", "sparse_mlp_ds.cli", "doctor", "--hostfile", "hostfile"]) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "sparse_mlp_ds.cli.main", "doctor", "--hostfile", "hostfile"]
+    ) as process:
         while not (ssh.folder / "asked").exists():
             assert process.poll() is None
             time.sleep(0.05)
@@ -193,17 +196,17 @@ def test_torch_is_asked_where_there_are_device_files(tmp_path, monkeypatch):
     monkeypatch.setattr(facts, "_DRIVER", tmp_path / "version")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found = facts._device()
-    assert found["blind"] and found["device"] == "cpu" and found["torch_seconds"] >= 0
+    assert found.blind and found.device == "cpu" and found.torch_seconds >= 0
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "NVIDIA H100")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27\n")
     found = facts._device()
-    assert (found["device"], found["devices"], found["blind"]) == ("NVIDIA H100", 2, False)
-    assert found["driver"] == "CUDA 13.0, driver 580.65.06"
+    assert (found.device, found.devices, found.blind) == ("NVIDIA H100", 2, False)
+    assert found.driver == "CUDA 13.0, driver 580.65.06"
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert "torch" in facts._device()["torch_error"]
+    assert "torch" in facts._device().torch_error
 
 
 @pytest.mark.parametrize("kind", ["x86_64 Kernel Module", "Open Kernel Module for x86_64"])
@@ -221,19 +224,19 @@ def test_this_host_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("hostfile").write_text("localhost slots=1\n")
     with contextlib.suppress(SystemExit):  # this machine need not be well
-        cli.main(["doctor", "--json", "--recipe", "digits", "--hostfile", "hostfile"])
+        main.main(["doctor", "--json", "--recipe", "digits", "--hostfile", "hostfile"])
     (host,) = json.loads(capsys.readouterr().out)["hosts"]
     assert host["facts"]["host"] == socket.gethostname() and host["host"]["slots"] == 1
-    assert list(host["facts"]["files"]) == [str(config.RECIPES / "digits.yaml")], "its data is not made yet"
+    assert list(host["facts"]["files"]) == [str(loading.RECIPES / "digits.yaml")], "its data is not made yet"
 
 
 def test_the_files_of_a_run_are_the_recipe_its_bases_and_the_indexes(tmp_path, monkeypatch):
-    from sparse_mlp_ds.doctor_commands import _files
+    from sparse_mlp_ds.cli.doctor import _files
 
     monkeypatch.chdir(tmp_path)
     Path("moe.json").write_text("{}")
     Path("mine.yaml").write_text("base: digits\ndata: {embedded: null, train: 'here/{a,b}.tar', val: there}\n")
-    files = ["moe.json", "mine.yaml", str(config.RECIPES / "digits.yaml"), "here/index.json", "there/index.json"]
+    files = ["moe.json", "mine.yaml", str(loading.RECIPES / "digits.yaml"), "here/index.json", "there/index.json"]
     assert list(_files("moe.json", "mine.yaml")) == files
     with pytest.raises(UserError, match="--ds_config gone.json: No such file; give"):
         _files("gone.json", None)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sparse_mlp_ds.models.layers import Dropout
-from tests.unit.tiny_families import batch, make, size_of
+from tests.helpers.tiny_families import batch, make, size_of
 
 SPARSE = {"vmoe": ["moe_c"], "widenet": ["moe_c"], "sparse_mlp": ["moe_s", "moe_c"]}
 

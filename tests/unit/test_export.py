@@ -10,15 +10,16 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from sparse_mlp_ds.hub import SparseVisionModel, folder
+from sparse_mlp_ds.config.recipe import MoE, model_spec
+from sparse_mlp_ds.hub import SparseVisionModel
+from sparse_mlp_ds.hub import save as hub_save
 from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.models.layers import init_weights
-from sparse_mlp_ds.models.spec import GmlpSpec
+from sparse_mlp_ds.models.spec import GmlpSpec, MixerSpec
 from sparse_mlp_ds.moe.layer import MoELayer
-from sparse_mlp_ds.recipe import MoE, model_spec
-from tests.unit import tiny_families
-from tests.unit.made_checkpoints import call, finished, recipe, save
-from tests.unit.weight_files import SPARSE, logits, make
+from tests.helpers import tiny_families
+from tests.helpers.made_checkpoints import call, finished, recipe, save
+from tests.helpers.weight_files import SPARSE, logits, make
 
 
 def answers(model, size=16):
@@ -40,7 +41,9 @@ def test_a_checkpoint_becomes_a_folder_that_answers_alike(tmp_path, capsys):
     assert torch.equal(answers(read), logits(model))
     assert read.classes == ("ant", "bee", "cat", "dog", "elk")
     config = json.loads((out / "config.json").read_text())
-    assert config["spec"] == SPARSE.model_dump() and config["format"] == 1
+    assert MixerSpec.model_validate(config["spec"]) == SPARSE and config["format"] == 1
+    assert list(config["spec"])[:3] == ["family", "image_size", "patch_size"], "the keys' order of version 0.1.0"
+    assert "chunk" not in config["spec"]["moe_s"], "which version 0.1.0 does not know"
     assert config["data"] == {"crop_fraction": 1.0, "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}
     assert (config["origin"]["stage"], config["origin"]["step"]) == ("finetune", 4)
 
@@ -104,7 +107,7 @@ def test_the_same_model_gives_the_same_bytes(tmp_path, capsys):
     for name in ("a", "b"):
         assert call(capsys, "export", path, tmp_path / name)[0] == 0
     SparseVisionModel.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "c")
-    for name in folder.FILES:
+    for name in ("README.md", "config.json", "model.safetensors"):
         assert len({(tmp_path / out / name).read_bytes() for out in "abc"}) == 1
 
 
@@ -190,10 +193,10 @@ def test_an_export_that_fails_leaves_the_earlier_one_and_nothing_else(tmp_path, 
     assert call(capsys, "export", path, out)[0] == 0
     before = {file.name: file.read_bytes() for file in out.iterdir()}
 
-    def full_disk(config):
+    def full_disk(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folder, "text", full_disk)
+    monkeypatch.setattr(hub_save, "card_text", full_disk)
     code, _, (line,) = call(capsys, "export", path, out, "--dtype", "bf16")
     assert (code, line) == (2, f"error: {out}: cannot be written (No space left on device)")
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
@@ -213,7 +216,7 @@ def test_deepspeed_is_never_imported(tmp_path):
     path = save(tmp_path)
     program = f"""
 import sys, torch
-from sparse_mlp_ds import cli
+from sparse_mlp_ds.cli import main as cli
 from sparse_mlp_ds.hub import SparseVisionModel
 cli.main(["export", {str(path)!r}, {str(tmp_path / "out")!r}])
 cli.main(["checkpoint", "verify", {str(path)!r}])

@@ -6,9 +6,10 @@ from torch import nn
 
 from sparse_mlp_ds import rng
 from sparse_mlp_ds.models import registry
-from sparse_mlp_ds.models.layers import Dropout, DropPath
+from sparse_mlp_ds.models.layers import Affine, Dropout, DropPath
+from sparse_mlp_ds.models.text_spec import TextSpec
 from sparse_mlp_ds.moe.router import Router
-from tests.unit.tiny_families import REPORTS, batch, families, make, on_meta, size_of
+from tests.helpers.tiny_families import REPORTS, TEXT, TINY, batch, families, make, on_meta, size_of
 
 COUNTS = {
     # preset -> millions of the paper, classes that it counts, how far off we may be
@@ -26,6 +27,24 @@ COUNTS = {
     "vit_b16": (86, 1000, 0.005 * 86),
     "vit_l16": (304, 1000, 0.005 * 304),
     "widenet_b16": (29, 1000, 0.005 * 29),
+    # ResMLP's table 1
+    "resmlp_s12": (15.4, 1000, 0.05),
+    "resmlp_s24": (30.0, 1000, 0.05),
+    "resmlp_s36": (44.7, 1000, 0.05),
+    "resmlp_b24": (115.7, 1000, 0.05),
+    # WideNet's table, with the authors' positions and representation layer; WideNet-L is cut to 40, not rounded
+    "widenet_l16": (40.94, 1000, 0.005),
+    "widenet_h14": (63, 1000, 0.5),
+    "vit_moe_b16": (128, 1000, 0.5),
+    "vit_moe_l16": (406, 1000, 0.5),
+}
+JFT = {
+    # V-MoE's table of models with 32 experts: preset -> millions of the dense ViT, of the V-MoE
+    "vmoe_s32_every2": ("36.5", "296.9"),
+    "vmoe_b16_every2": ("100.5", "979.0"),
+    "vmoe_l16_every2": ("323.1", "3446.0"),
+    "vmoe_h14_last5": ("655.8", "2688.6"),
+    "vmoe_h14_every2": ("655.8", "7160.8"),
 }
 VIT_S = 12 * (12 * 384**2 + 13 * 384) + 768 * 384 + 384 + 384 + 2 * 384  # blocks, patches, class token, norm
 
@@ -43,23 +62,20 @@ def test_size_of_vit_s_by_hand():
     assert size_of(on_meta("vit_s16")) == VIT_S
 
 
-@pytest.mark.parametrize(
-    "name, dense, millions",
-    [("vmoe_s32_every2", (8, 512), 296.9 - 36.5), ("vmoe_b16_every2", (12, 768), 979.0 - 100.5)],
-)
-def test_size_that_experts_add_to_a_vit(name, dense, millions):
-    """The V-MoE paper's totals hold its JFT head, so only differences between its models can be compared."""
-    depth, width = dense
-    mlp = 8 * width**2 + 5 * width
-    assert (size_of(on_meta(name)) - size_of_vit(name)) / 1e6 == pytest.approx(millions, abs=0.1)
-    assert registry.preset(name).experts["moe_c"].experts == 32
-    assert size_of(on_meta(name)) - size_of_vit(name) == depth // 2 * (31 * mlp + 32 * width)
-
-
-def size_of_vit(name):
-    spec = registry.preset(name).model_copy(update={"moe_c": None})
+@pytest.mark.parametrize("name", JFT)
+def test_sizes_of_v_moe_are_those_printed(name):
+    """The paper's totals hold a head for JFT's 18,291 classes, a representation layer, learned positions, a token."""
+    printed = {"pool": "cls", "positions": "learned", "representation": True}
+    spec = registry.preset(name).model_copy(update=printed)
+    assert spec.experts["moe_c"].experts == 32
+    dense = spec.model_copy(update={"family": "vit", "moe_c": None})
     with torch.device("meta"):
-        return size_of(registry.build(spec))
+        sizes = [size_of(registry.build(one, classes=18_291)) for one in (dense, spec)]
+    assert tuple(f"{size / 1e6:.1f}" for size in sizes) == JFT[name]
+
+
+def test_widenet_l_is_cut_in_print():
+    assert size_of(on_meta("widenet_l16", 1000)) // 10**6 == 40
 
 
 def test_size_of_widenet_without_its_classifier_is_not_what_the_paper_counts():
@@ -74,7 +90,10 @@ def test_every_preset_is_valid_and_builds(name):
     model = on_meta(name)
     assert len(model.blocks) == spec.depth
     assert model.width == spec.width
-    assert model.patch_embed.proj.weight.shape == (spec.width, 3, spec.patch_size, spec.patch_size)
+    if isinstance(spec, TextSpec):
+        assert model.token_embed.weight.shape == (spec.vocabulary, spec.width)
+    else:
+        assert model.patch_embed.proj.weight.shape == (spec.width, 3, spec.patch_size, spec.patch_size)
     kinds = {n.split(".experts.")[0].rpartition(".")[2] for n, _ in model.named_parameters() if ".experts." in n}
     assert kinds == spec.experts.keys()
 
@@ -82,13 +101,16 @@ def test_every_preset_is_valid_and_builds(name):
 # ---- the contract
 
 
-@families
-@pytest.mark.parametrize("shape", [(16, 4), (24, 8)], ids=str)
+SHAPES = [(family, shape) for family in TINY for shape in ((16, 4), (24, 8))] + [(family, None) for family in TEXT]
+
+
+@pytest.mark.parametrize(("family", "shape"), SHAPES, ids=str)
 @pytest.mark.parametrize("with_keys", [True, False], ids=["with keys", "without keys"])
 def test_forward_and_backward(family, shape, with_keys):
-    model = make(family, image_size=shape[0], patch_size=shape[1], dropout=0.1, drop_path=0.1)
-    images, keys = batch(size=shape[0])
-    features, reports = model.forward_features(images, keys if with_keys else None)
+    sizes = {"image_size": shape[0], "patch_size": shape[1]} if shape else {}
+    model = make(family, dropout=0.1, drop_path=0.1, **sizes)
+    inputs, keys = batch(size=shape[0] if shape else 0, family=family)
+    features, reports = model.forward_features(inputs, keys if with_keys else None)
     assert features.shape == (8, 24)
     assert set(reports) == REPORTS.get(family, set())
     assert all((report.balance > 0) == with_keys for report in reports.values())
@@ -96,14 +118,16 @@ def test_forward_and_backward(family, shape, with_keys):
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
     model.reset_head(5)
-    assert model(images)[0].shape == model.forward_head(features).shape == (8, 5)
+    assert model(inputs)[0].shape == model.forward_head(features).shape == (8, 5)
+    model.reset_head(0)
+    assert [name for name, _ in model.named_parameters() if name.startswith("head")] == []
 
 
 @families
-def test_without_keys_an_image_does_not_depend_on_its_batch(family):
-    model, (images, _) = make(family, dropout=0.5, drop_path=0.5), batch()
-    whole = model.forward_features(images)[0]
-    torch.testing.assert_close(model.forward_features(images[2:3])[0], whole[2:3], rtol=0, atol=1e-5)
+def test_without_keys_a_sample_does_not_depend_on_its_batch(family):
+    model, (inputs, _) = make(family, dropout=0.5, drop_path=0.5), batch(family=family)
+    whole = model.forward_features(inputs)[0]
+    torch.testing.assert_close(model.forward_features(inputs[2:3])[0], whole[2:3], rtol=0, atol=1e-5)
 
 
 # ---- noise
@@ -112,19 +136,20 @@ def test_without_keys_an_image_does_not_depend_on_its_batch(family):
 @families
 @pytest.mark.parametrize("kind", ["dropout", "drop_path"])
 def test_noise_belongs_to_the_sample(family, kind):
-    model, (images, keys) = make(family, **{kind: 0.5}), batch(16)
-    whole = model.forward_features(images, keys)[0]
+    model, (inputs, keys) = make(family, **{kind: 0.5}), batch(16, family=family)
+    whole = model.forward_features(inputs, keys)[0]
     part = slice(8, 16)  # a whole routing group, for families with experts
-    torch.testing.assert_close(model.forward_features(images[part], keys[part])[0], whole[part])
-    assert not torch.allclose(whole, make(family).forward_features(images, keys)[0])
-    assert not torch.allclose(whole, model.forward_features(images, batch(16, first=16)[1])[0])
+    torch.testing.assert_close(model.forward_features(inputs[part], keys[part])[0], whole[part])
+    assert not torch.allclose(whole, make(family).forward_features(inputs, keys)[0])
+    assert not torch.allclose(whole, model.forward_features(inputs, batch(16, first=16)[1])[0])
 
 
 @families
 def test_no_two_modules_share_a_stream(family):
     modules = [m for m in make(family).modules() if isinstance(m, (Dropout, DropPath, Router))]
-    assert len({module.stream for module in modules}) == len(modules)
-    assert 0 not in {module.stream for module in modules}
+    streams = {int(module.stream) for module in modules}
+    assert len(streams) == len(modules)
+    assert 0 not in streams
 
 
 def test_dropout_drops_single_elements_and_rescales_the_rest():
@@ -141,9 +166,9 @@ def test_dropout_drops_single_elements_and_rescales_the_rest():
 def one_step(family, **overrides):
     """How often block 1 was computed, and every tensor that a training step makes."""
     model, passes = make(family, dropout=0.2, drop_path=0.2, **overrides), []
-    norm = next(m for m in model.blocks[1].modules() if isinstance(m, nn.LayerNorm))
+    norm = next(m for m in model.blocks[1].modules() if isinstance(m, (nn.LayerNorm, Affine)))
     norm.register_forward_hook(lambda *_: passes.append(1))
-    features, reports = model.forward_features(*batch())
+    features, reports = model.forward_features(*batch(family=family))
     objective = features.square().sum() + sum(report.balance for report in reports.values())
     objective.backward()
     made = {"features": features, "objective": objective} | {name: report.sums for name, report in reports.items()}

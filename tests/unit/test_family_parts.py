@@ -6,11 +6,12 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn.functional import gelu
 
+from sparse_mlp_ds.config.recipe import model_spec
+from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.models.attention import Attention
-from sparse_mlp_ds.models.layers import init_weights
-from sparse_mlp_ds.models.vit import sin_cos_positions
-from sparse_mlp_ds.recipe import model_spec
-from tests.unit.tiny_families import TINY, batch, make
+from sparse_mlp_ds.models.layers import Mlp, init_weights
+from sparse_mlp_ds.models.positions import sin_cos
+from tests.helpers.tiny_families import TINY, batch, make
 
 # ---- gMLP
 
@@ -66,13 +67,15 @@ def test_features_are_the_class_token_or_the_mean(pool, tokens):
     assert ("class_token" in dict(model.named_parameters())) == (pool == "cls")
 
 
-def test_positions_tell_patches_apart_by_column_and_row():
-    positions = sin_cos_positions(5, 24).view(5, 5, 24)  # row, column
+def test_positions_tell_patches_apart_by_row_and_column():
+    positions = sin_cos(5, 24).view(5, 5, 24)  # row, column
     assert torch.equal(positions[0, 0], torch.tensor([0.0] * 6 + [1.0] * 6 + [0.0] * 6 + [1.0] * 6))
-    assert torch.equal(positions[1, 3, :12], positions[4, 3, :12])
-    assert torch.equal(positions[1, 3, 12:], positions[1, 0, 12:])
-    assert positions[0, 1, 0] == pytest.approx(0.841471)  # sin 1
-    assert positions[2, 0, 12 + 5] == pytest.approx(torch.tensor(2 * 10_000 ** (-5 / 6)).sin().item(), rel=1e-5)
+    assert torch.equal(positions[1, 3, :12], positions[1, 0, :12])
+    assert torch.equal(positions[1, 3, 12:], positions[4, 3, 12:])
+    assert positions[1, 0, 0] == pytest.approx(0.841471)  # sin 1
+    assert positions[0, 2, 12 + 5] == pytest.approx(torch.tensor(2 * 10_000 ** (-5 / 6)).sin().item(), rel=1e-5)
+    swapped = sin_cos(5, 24, swapped=True).view(5, 5, 24)
+    assert torch.equal(swapped, positions.roll(12, dims=2))
     model = make("vit")
     assert "positions" not in model.state_dict()
     assert not any(name.endswith("positions") for name, _ in model.named_parameters())
@@ -176,3 +179,67 @@ def test_a_model_starts_alike_inside_a_wrapper_and_leaves_the_rest_of_it_alone(f
 def test_a_bad_spec_is_refused(family, overrides, said):
     with pytest.raises(ValidationError, match=said):
         model_spec(TINY[family] | overrides)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("with_keys", [False, True], ids=["evaluation", "training"])
+def test_mixing_patches_is_the_mlp_on_transposed_axes(dropout, with_keys):
+    mlp = Mlp(6, 10, dropout)
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 6, 8, generator=draw).requires_grad_()
+    keys = torch.arange(4) if with_keys else None
+    results = []
+    for y in (mlp.mix_tokens(x, keys), mlp(x.transpose(1, 2), keys).transpose(1, 2)):
+        results.append((y, *torch.autograd.grad(y.square().sum(), [x, *mlp.parameters()])))
+    for ours, transposed in zip(*results, strict=True):
+        torch.testing.assert_close(ours, transposed)
+
+
+def test_the_skip_of_figure_1_starts_behind_the_norm():
+    images = batch(2)[0]
+    for after in (False, True):
+        block = make("sparse_mlp", skip_after_norm=after).blocks[1]
+        x = block.rerepresent1(make("sparse_mlp").embed(images))
+        x = x + block.moe_s(block.norm1(x).transpose(1, 2))[0].transpose(1, 2)
+        n = block.norm2(x)
+        expected = block.rerepresent2((n if after else x) + block.moe_c(n)[0])
+        torch.testing.assert_close(block(make("sparse_mlp").embed(images), None)[0], expected, rtol=1e-5, atol=1e-6)
+    assert not make("sparse_mlp").blocks[1].skip_after_norm, "the default is that of dense blocks"
+
+
+@pytest.mark.parametrize("family", ["vit", "vmoe", "widenet"])
+def test_a_representation_layer_is_part_of_the_head(family):
+    spec = model_spec(TINY[family] | {"representation": True})
+    model, images = registry.build(spec, 5), batch(2)[0]
+    init_weights(model, 0)
+    torch.nn.init.normal_(model.head.weight)
+    features = model.forward_features(images)[0]
+    hidden = torch.tanh(features @ model.head_representation.weight.T + model.head_representation.bias)
+    torch.testing.assert_close(model(images)[0], hidden @ model.head.weight.T + model.head.bias)
+    assert not any("head" in name for name, _ in registry.build(spec).named_parameters())
+
+
+def test_the_tail_of_all_blocks_has_experts():
+    model = make("vmoe", depth=8, moe_placement="tail3")
+    assert [number for number, block in enumerate(model.blocks) if block.moe_c is not None] == [5, 6, 7]
+    with pytest.raises(ValueError, match="tail9 exceeds the 8 blocks"):
+        make("vmoe", depth=8, moe_placement="tail9")
+
+
+def test_resmlp_starts_as_its_authors_do():
+    model = make("resmlp", width=96, channel_hidden=384)
+    for block in model.blocks:
+        for layer in (block.mlp_channels.fc1, block.mlp_channels.fc2):
+            assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        assert (block.scale1.weight == 0.3).all() and (block.scale2.weight == 0.3).all()
+        assert (block.norm1.weight == 1).all() and not block.norm1.bias.any() and not block.tokens.bias.any()
+    starts = [registry.preset(f"resmlp_{size}").layer_scale for size in ("s12", "s24", "s36", "b24")]
+    assert starts == [0.1, 1e-5, 1e-6, 1e-6]
+
+
+def test_the_features_of_a_distilled_vit_are_the_mean_of_both_tokens():
+    model, images = make("deit"), batch(2)[0]
+    tokens, _ = model.forward_tokens(images)
+    assert tokens.shape == (2, 18, 24)
+    assert torch.equal(model.forward_features(images)[0], tokens[:, :2].mean(dim=1))
+    assert torch.equal(model(images)[0], tokens[:, :2].mean(dim=1)), "without a head"

@@ -1,6 +1,5 @@
 """What a rank asks of its host, in a process of its own: it is not to be taken back."""
 
-import os
 import subprocess
 import sys
 
@@ -8,7 +7,7 @@ import pytest
 
 KEEP = """
 import torch
-from sparse_mlp_ds import host
+from sparse_mlp_ds.distributed import host
 host.keep_freed_memory()
 
 def size():
@@ -32,7 +31,7 @@ def test_a_large_bucket_in_every_step_does_not_make_the_process_grow():
 
 HOLES = """
 import random, psutil, torch
-from sparse_mlp_ds import host
+from sparse_mlp_ds.distributed import host
 host.keep_freed_memory()
 size = lambda: psutil.Process().memory_info().rss >> 20
 rows = lambda count: [torch.ones(random.randint(1 << 18, 1 << 20)) for _ in range(count)]
@@ -52,13 +51,3 @@ def test_a_process_that_has_grown_gives_back_what_is_free():
     done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, timeout=120, check=True)
     grown, gave, left, used = done.stdout.split()
     assert gave == "True" and int(used) < int(left) < int(grown) / 2, done.stdout
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no such call here")
-def test_ranks_share_the_cores_that_they_may_use():
-    code = (
-        "import os, torch; from sparse_mlp_ds import host; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
-        "host.share_cores(1); print(torch.get_num_threads())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout == "1\n"

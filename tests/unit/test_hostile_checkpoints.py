@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sparse_mlp_ds.train.checkpoint import MANIFEST
-from tests.unit.made_checkpoints import call, edit, finished, recipe, save
-from tests.unit.weight_files import SPARSE, make
+from sparse_mlp_ds.checkpoints.manifest import MANIFEST
+from tests.helpers.made_checkpoints import call, edit, finished, recipe, save
+from tests.helpers.weight_files import SPARSE, make
 
 NORM = "param/backbone.norm.weight"  # [12], in the file as two runs of 6
 FILE = "rank_00000.safetensors"
@@ -127,7 +127,7 @@ def put(*keys_and_value):
         (put("recipe", "model", "sparse_blocks", 10**12), "blocks"),
         (put("recipe", "model", "moe_s", {"experts": 10**9, "hidden": 14}), "claims more experts"),
         (put("recipe", "model", "width", 10**15), "is of shape"),
-        (put("recipe", "model", "image_size", 1 << 70), "another model"),
+        (put("recipe", "model", "image_size", 1 << 70), "different model"),
         (put("recipe", "moe", {"noise": -1}), "noise"),
         (put("recipe", "moe", {"unheard": 1}), "unheard"),
         (put("recipe", "data", "std", [0, 1, 1]), "std"),
@@ -226,9 +226,9 @@ def test_pickles_are_not_opened(tmp_path, capsys, monkeypatch):
 
 
 def test_a_transformer_whose_positions_no_file_bears_out(tmp_path, capsys):
+    from sparse_mlp_ds.config.recipe import model_spec
     from sparse_mlp_ds.models import registry
-    from sparse_mlp_ds.recipe import model_spec
-    from tests.unit.tiny_families import TINY
+    from tests.helpers.tiny_families import TINY
 
     spec = model_spec(TINY["vit"])
     path = save(tmp_path, param=registry.build(spec, 5), recipe=recipe(spec.model_copy(update={"image_size": 4 << 20})))
@@ -237,8 +237,9 @@ def test_a_transformer_whose_positions_no_file_bears_out(tmp_path, capsys):
 
 def test_resuming_distrusts_the_same(tmp_path):
     """Training reads with the same reader: an overlap that hides a hole is found."""
+    from sparse_mlp_ds.checkpoints.manifest import open_checkpoint
+    from sparse_mlp_ds.checkpoints.reader import Reader
     from sparse_mlp_ds.errors import UserError
-    from sparse_mlp_ds.train.checkpoint import Reader, open_checkpoint
 
     path = save(tmp_path, param=make(SPARSE), progress=finished())
     tensors = load_file(path / FILE)

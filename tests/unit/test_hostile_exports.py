@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.unit.made_checkpoints import call, save
+from tests.helpers.made_checkpoints import call, put, save
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -23,17 +23,6 @@ def refused(capsys, export, *parts):
     code, said, errors = call(capsys, "predict", export, "a.png")
     assert code == 2 and len(errors) == 1 and not said, errors
     assert errors[0].isprintable() and all(part in errors[0] for part in parts), errors[0]
-
-
-def put(*keys_and_value):
-    *keys, last, value = keys_and_value
-
-    def change(config):
-        for key in keys:
-            config = config[key]
-        config[last] = value
-
-    return change
 
 
 @pytest.mark.parametrize(
@@ -69,7 +58,7 @@ def test_configs(export, capsys, change, parts):
 @pytest.mark.parametrize("text", ["", "[]", "3", "{", '{"format": 1, "format": 1}', "[" * 100_000, "\xff"])
 def test_configs_that_are_none(export, capsys, text):
     (export / CONFIG).write_bytes(text.encode("latin-1"))
-    refused(capsys, export, CONFIG, "not a model's")
+    refused(capsys, export, CONFIG, "not the config of a model")
 
 
 @pytest.mark.parametrize(

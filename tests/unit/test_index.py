@@ -6,9 +6,10 @@ import os
 import numpy as np
 import pytest
 
-from sparse_mlp_ds.data import index, scan
-from sparse_mlp_ds.data.index import Defect, Index
-from tests.unit.tars import contents, picture, refusal, sample, write_tar
+from sparse_mlp_ds.data import index
+from sparse_mlp_ds.data.index import BadEntry, Index
+from sparse_mlp_ds.shards import scan, summary, verify
+from tests.helpers.tars import contents, picture, refusal, sample, write_tar
 
 GOOD = [*sample("a", 1), *sample("b", 0)]
 
@@ -42,7 +43,9 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     assert loaded.record() == made.record() == json.loads((tmp_path / index.FILE_NAME).read_text())
     assert (loaded.plan, loaded.classes, loaded.source) == ("abc", ["zebra, striped", "日本"], str(tmp_path))
     assert loaded.shards[0].key(0) == "ключ"
-    assert loaded.shards[0].defects == (Defect("x", 4096, "needs one image and one .cls side by side, has x.png"),)
+    assert loaded.shards[0].bad_entries == (
+        BadEntry("x", 4096, "needs one image and one .cls side by side, has x.png"),
+    )
     assert [(s.offsets.dtype, s.sizes.dtype, s.labels.dtype) for s in loaded.shards] == [
         (np.int64, np.int64, np.int32)
     ] * 2
@@ -73,7 +76,7 @@ def test_a_folder_that_cannot_be_indexed_is_named(tmp_path):
     assert refusal(scan.make_index, tmp_path).startswith(f"{tmp_path}: no .tar files here; give")
     write_tar(tmp_path / "a.tar.gz", *GOOD, mode="w:gz")
     assert "no .tar files here (1 are gzipped: unpack them)" in refusal(scan.make_index, tmp_path)
-    write_tar(tmp_path / "a.tar", GOOD[0])
+    write_tar(tmp_path / "a.tar", ("a.txt", b"no image"), GOOD[1])
     assert "its 1 tars hold no sample, a KEY.jpg beside a KEY.cls" in refusal(scan.make_index, tmp_path)
     os.symlink("nowhere", tmp_path / "z.tar")
     assert refusal(scan.make_index, tmp_path).startswith(f"{tmp_path / 'z.tar'}: No such file")
@@ -101,7 +104,7 @@ DAMAGE = {
     "parent": (lambda r: r["shards"][0].update(file=".."), "shard name '..' is no tar's"),
     "no name": (lambda r: r["shards"][0].update(file=""), "shard name '' is no tar's"),
     "name in lines": (lambda r: r["shards"][0].update(file="a\nb.tar"), "shard name 'a\\nb.tar' is no tar's"),
-    "format": (lambda r: r.update(format=1), "index.json: damaged (format 1, this version reads 2)"),
+    "format": (lambda r: r.update(format=1), "index.json: damaged (format 1, this version reads 2 and 3)"),
     "no shards": (lambda r: r.pop("shards"), "index.json: damaged ('shards'); run"),
     "offset behind the end": (lambda r: r["shards"][0].update(offsets=[512, 10240]), "outside its 10240 bytes"),
     "offset before the start": (lambda r: r["shards"][0].update(offsets=[-1, 512]), "outside its 10240 bytes"),
@@ -174,7 +177,7 @@ def test_what_is_no_index_at_all_is_named(folder, text):
 
 
 def test_a_sound_tar_is_verified(folder):
-    assert scan.verify(index.load(folder).shards[0]) == []
+    assert verify.verify(index.load(folder).shards[0]) == []
 
 
 def test_verify_names_a_flipped_byte(folder):
@@ -182,20 +185,20 @@ def test_verify_names_a_flipped_byte(folder):
     content = bytearray((folder / "a.tar").read_bytes())
     content[shard.offsets[1]] ^= 1
     (folder / "a.tar").write_bytes(content)
-    changed, undecodable = scan.verify(shard)
+    changed, undecodable = verify.verify(shard)
     assert changed.startswith(f"{folder / 'a.tar'}: differs from the one that was indexed")
     assert undecodable.startswith(f"{folder / 'a.tar'}: sample 'b' at offset {shard.offsets[1]}: cannot be decoded (")
 
 
 def test_verify_decodes_whole_images(tmp_path):
     write_tar(tmp_path / "a.tar", *GOOD, ("c.jpg", picture(9, "jpeg", (64, 64))[:-200]), ("c.cls", b"1"))
-    (line,) = scan.verify(scan.make_index(tmp_path).shards[0])
+    (line,) = verify.verify(scan.make_index(tmp_path).shards[0])
     assert "sample 'c' at offset 4608: cannot be decoded (" in line
 
 
 def test_verify_names_what_was_no_sample_when_indexed(tmp_path):
     write_tar(tmp_path / "a.tar", *GOOD, ("c.png", b""), ("c.cls", b"1"))
-    assert scan.verify(scan.make_index(tmp_path).shards[0]) == [
+    assert verify.verify(scan.make_index(tmp_path).shards[0]) == [
         f"{tmp_path / 'a.tar'}: 'c' at offset 4096: empty image"
     ]
 
@@ -203,10 +206,10 @@ def test_verify_names_what_was_no_sample_when_indexed(tmp_path):
 def test_verify_names_a_tar_that_is_gone_or_shorter(folder):
     (shard,) = index.load(folder).shards
     os.truncate(folder / "a.tar", 2600)
-    changed, undecodable = scan.verify(shard)
+    changed, undecodable = verify.verify(shard)
     assert "differs from the one that was indexed" in changed and "sample 'b'" in undecodable
     (folder / "a.tar").unlink()
-    assert scan.verify(shard) == [f"{folder / 'a.tar'}: is missing; copy or remake it"]
+    assert verify.verify(shard) == [f"{folder / 'a.tar'}: is missing; copy or remake it"]
 
 
 @pytest.mark.parametrize(
@@ -226,4 +229,4 @@ def test_tars_sorted_by_class_are_recognised(tmp_path, labels, expected):
     members = [[m for n, label in enumerate(part) for m in sample(f"{n}", label)] for part in (labels[:9], labels[9:])]
     for number, part in enumerate(members):
         write_tar(tmp_path / f"{number}.tar", *part)
-    assert scan.class_sorted(scan.make_index(tmp_path)) is expected
+    assert summary.sorted_by_class(scan.make_index(tmp_path)) is expected

@@ -2,8 +2,6 @@
 
 import io
 import os
-import signal
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,56 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sparse_mlp_ds.data import scan
-from sparse_mlp_ds.data.defects import BadCount
-from sparse_mlp_ds.data.index import Index
-from sparse_mlp_ds.data.loader import ShardDataset, check_shared_memory, load
-from sparse_mlp_ds.data.order import Part, TrainingOrder, evaluation_batches, micro_batches
-from sparse_mlp_ds.data.sections import View
-from sparse_mlp_ds.errors import RunError, UserError
-
-SIZE, CLASSES = 8, 10
-WHOLE = View(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
-
-
-def png(value: int) -> bytes:
-    """A square image of one grey value."""
-    buffer = io.BytesIO()
-    Image.new("L", (SIZE, SIZE), value).save(buffer, "png")
-    return buffer.getvalue()
-
-
-def write(folder: Path, tars: list[list[tuple[str, bytes]]]) -> Index:
-    """Write tars of (label, image) samples and index them; keys count through all tars."""
-    import webdataset
-
-    folder.mkdir(parents=True, exist_ok=True)
-    number = 0
-    for tar, samples in enumerate(tars):
-        with webdataset.TarWriter(str(folder / f"some-{tar:06d}.tar")) as writer:
-            for label, image in samples:
-                writer.write({"__key__": f"{number:04d}", "png": image, "cls": label.encode()})
-                number += 1
-    return scan.make_index(folder)
-
-
-def numbered(counts):
-    """Tars of `counts` samples whose grey value is their number."""
-    numbers = iter(range(sum(counts)))
-    return [[(str((n := next(numbers)) % CLASSES), png(n)) for _ in range(count)] for count in counts]
-
-
-def order_of(index, batch_size, **options):
-    return TrainingOrder((Part(tuple(len(s) for s in index.shards), len(index)),), batch_size, 7, **options)
-
-
-def dataset(index, order=None, views=(WHOLE,)):
-    return ShardDataset(index, SIZE, CLASSES, views if order else (), 7, order)
-
-
-def values(batches):
-    """The grey value of every image, in order."""
-    return [int(image[0, 0, 0, 0]) for batch in batches for image in batch.images]
+from sparse_mlp_ds.data.bad_samples import BadSampleCounter
+from sparse_mlp_ds.data.config import View
+from sparse_mlp_ds.data.loader import load
+from sparse_mlp_ds.data.order import evaluation_batches, micro_batches
+from sparse_mlp_ds.errors import UserError
+from tests.helpers.numbered_tars import CLASSES, SIZE, WHOLE, dataset, numbered, order_of, png, values, write
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +36,7 @@ def test_few_uneven_tars_over_many_ranks_and_workers(index, world, workers):
     ]
     assert {len(batches) for batches in ranks} == {len(steps)}
     loaded = [values([batches[step] for batches in ranks]) for step in steps]
-    assert loaded == [order.slots(step, 0, 12).samples.tolist() for step in steps]
+    assert loaded == [order.batch_indices(step, 0, 12).samples.tolist() for step in steps]
     labels = [label for batches in ranks for batch in batches for label in batch.labels.tolist()]
     assert labels == [value % CLASSES for value in values(b for batches in ranks for b in batches)]
 
@@ -112,7 +66,7 @@ def test_a_stop_anywhere_resumes_on_other_ranks_workers_and_micro_batches(index,
         ]
         return [value for turn in zip(*ranks, strict=True) for value in values(turn)]
 
-    whole = [sample for step in range(10) for sample in order.slots(step, 0, 12).samples.tolist()]
+    whole = [sample for step in range(10) for sample in order.batch_indices(step, 0, 12).samples.tolist()]
     assert run(range(stop), *before) + run(range(stop, 10), *after) == whole
 
 
@@ -125,9 +79,21 @@ def test_crops_belong_to_the_sample_and_not_to_the_rank(tmp_path):
     data = dataset(index, order, (View(), View()))
     (whole,) = load(data, micro_batches(order, range(1), range(8)), 0)
     parts = [next(load(data, micro_batches(order, range(1), range(2 * rank, 2 * rank + 2)), 0)) for rank in range(4)]
-    assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
-    assert whole.images.shape == (8, 2, 3, SIZE, SIZE)
-    assert len({image.numpy().tobytes() for views in whole.images for image in views}) == 16
+    assert torch.equal(torch.cat([part.inputs for part in parts]), whole.inputs)
+    assert whole.inputs.shape == (8, 2, 3, SIZE, SIZE)
+    assert len({image.numpy().tobytes() for views in whole.inputs for image in views}) == 16
+
+
+def test_each_view_is_scaled_as_it_says(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    index = write(tmp_path, [[("1", buffer.getvalue())]])
+    order, views = order_of(index, 1), [View(**dict(WHOLE) | {"interpolation": n}) for n in ("bicubic", "bilinear")]
+    (batch,) = load(dataset(index, order, views), micro_batches(order, range(1), range(1)), 0)
+    for square, resampling in zip(batch.inputs[0], (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR), strict=True):
+        expected = np.asarray(Image.fromarray(pixels).resize((SIZE, SIZE), resampling)).transpose(2, 0, 1)
+        assert np.array_equal(square.numpy(), expected)
 
 
 # ---- bad samples
@@ -154,16 +120,16 @@ def grey(sample):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_next_sample_stands_in_for_a_bad_one(damaged, workers):
-    assert [(d.key, d.reason) for s in damaged.shards for d in s.defects] == [("0025", "empty image")]
+    assert [(d.key, d.reason) for s in damaged.shards for d in s.bad_entries] == [("0025", "empty image")]
     order = order_of(damaged, 13)
-    epoch = [sample for step in range(3) for sample in order.slots(step, 0, 13).samples.tolist()]
+    epoch = [sample for step in range(3) for sample in order.batch_indices(step, 0, 13).samples.tolist()]
     batches = list(load(dataset(damaged, order), micro_batches(order, range(3), range(13)), workers))
     expected = []
     for place in range(39):
         sample = next(epoch[(place + d) % 39] for d in range(39) if epoch[(place + d) % 39] not in BAD)
         expected.append(grey(sample))
     assert values(batches) == expected
-    found = sorted((bad.key, bad.reason) for batch in batches for bad in batch.bad)
+    found = sorted((bad.key, bad.reason) for batch in batches for bad in batch.bad_samples)
     assert found == [("0003", "undecodable"), ("0004", "undecodable"), ("0020", "label")]
     assert [number for batch in batches for number in batch.numbers.tolist()] == list(range(39))
 
@@ -172,7 +138,7 @@ def test_in_evaluation_a_bad_sample_is_masked(damaged):
     batches = list(load(dataset(damaged), evaluation_batches(39, 0, 1, 16), 0))
     numbers = [number for batch in batches for number in batch.numbers.tolist()]
     assert sorted(n for n in numbers if n >= 0) == sorted(set(range(39)) - BAD)
-    assert sum(len(batch.bad) for batch in batches) == 3
+    assert sum(len(batch.bad_samples) for batch in batches) == 3
 
 
 def test_a_tar_that_shrank_since_it_was_indexed_costs_its_lost_samples_alone(tmp_path):
@@ -181,8 +147,8 @@ def test_a_tar_that_shrank_since_it_was_indexed_costs_its_lost_samples_alone(tmp
     os.truncate(tar, int(index.shards[1].offsets[4]) + 1)
     order = order_of(index, 12)
     (batch,) = load(dataset(index, order), micro_batches(order, range(1), range(12)), 0)
-    assert sorted(bad.key for bad in batch.bad) == ["0010", "0011"]
-    assert {bad.reason for bad in batch.bad} == {"read"}
+    assert sorted(bad.key for bad in batch.bad_samples) == ["0010", "0011"]
+    assert {bad.reason for bad in batch.bad_samples} == {"read"}
     assert not set(values([batch])) & {10, 11}
 
 
@@ -196,9 +162,9 @@ def test_a_data_set_without_a_good_sample_ends_in_one_line(tmp_path):
 @pytest.mark.parametrize("limit, stops", [(3 / 39, False), (2 / 39, True)])
 def test_the_limit_names_the_worst_tar(damaged, limit, stops):
     order = order_of(damaged, 13)
-    count = BadCount(limit, order.samples)
+    count = BadSampleCounter(limit, order.samples)
     for batch in load(dataset(damaged, order), micro_batches(order, range(3), range(13)), 0):
-        count.add(batch.bad, epoch=0)
+        count.add(batch.bad_samples, epoch=0)
     if stops:
         with pytest.raises(UserError, match=r"3 of 39 samples are bad.*worst is .*some-000000\.tar with 2.*'000"):
             count.read()
@@ -210,50 +176,22 @@ def test_the_limit_names_the_worst_tar(damaged, limit, stops):
 
 def test_the_limit_holds_for_each_epoch_anew(damaged):
     order = order_of(damaged, 13)
-    count = BadCount(3 / 39, order.samples)
+    count = BadSampleCounter(3 / 39, order.samples)
     for step, batch in enumerate(load(dataset(damaged, order), micro_batches(order, range(9), range(13)), 0)):
-        count.add(batch.bad, epoch=step // 3)
+        count.add(batch.bad_samples, epoch=step // 3)
     assert sum(count.read().values()) == 9
 
 
 def test_what_was_found_is_kept_for_one_epoch_alone(damaged):
     """A long run meets the same bad samples in every epoch."""
     order = order_of(damaged, 13)
-    count = BadCount(3 / 39, order.samples)
+    count = BadSampleCounter(3 / 39, order.samples)
     for step, batch in enumerate(load(dataset(damaged, order), micro_batches(order, range(9), range(13)), 0)):
-        count.add(batch.bad, epoch=step // 3)
-    assert len(count.found) == 3
+        count.add(batch.bad_samples, epoch=step // 3)
+    assert len(count.in_epoch) == 3
 
 
-# ---- processes
-
-
-def test_a_dead_loader_process_gives_one_line(index):
-    order = order_of(index, 12)
-    before = set(psutil.Process().children(recursive=True))
-    batches = load(dataset(index, order), micro_batches(order, range(5000), range(12)), 1)
-    next(batches)
-    (worker,) = set(psutil.Process().children(recursive=True)) - before
-    os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(RunError, match="a loader process died") as caught:
-        list(batches)
-    assert "\n" not in str(caught.value) and "data.workers" in str(caught.value)
-
-
-def test_a_loader_process_does_not_end_when_everybody_is_asked_to_stop(index):
-    """Slurm sends SIGTERM to every process; the kernel gives it to any thread of a process that does not block it."""
-    order = order_of(index, 12)
-    before, threads = set(psutil.Process().children(recursive=True)), torch.get_num_threads()
-    torch.set_num_threads(4)  # a loader process gets threads of torch's if its parent has them
-    try:
-        batches = load(dataset(index, order), micro_batches(order, range(50), range(12)), 1)
-        next(batches)
-    finally:
-        torch.set_num_threads(threads)
-    (worker,) = set(psutil.Process().children(recursive=True)) - before
-    for _ in range(10):
-        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)  # a sender that is not its parent
-    assert len(list(batches)) == 49
+# ---- memory and files
 
 
 def test_memory_stays_flat_over_epochs(index):
@@ -270,17 +208,10 @@ def test_memory_stays_flat_over_epochs(index):
 
 
 def test_few_files_are_open_however_many_tars_there_are(tmp_path, monkeypatch):
-    monkeypatch.setattr("sparse_mlp_ds.data.loader._OPEN_FILES", 3)
+    monkeypatch.setattr("sparse_mlp_ds.data.samples._OPEN_FILES", 3)
     index = write(tmp_path, numbered([1] * 12))
     order, before = order_of(index, 12), psutil.Process().num_fds()
     data = dataset(index, order)
     (batch,) = load(data, micro_batches(order, range(1), range(12)), 0)
     assert sorted(values([batch])) == list(range(12))
     assert psutil.Process().num_fds() - before == 3
-
-
-def test_small_shared_memory_is_explained(tmp_path):
-    check_shared_memory(0, 8, 2**60)
-    check_shared_memory(1, 1, 1000, tmp_path)
-    with pytest.raises(UserError, match=r"MiB are free.*--shm-size=\d+g.*data\.workers"):
-        check_shared_memory(2, 1, 2**60, tmp_path)

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from sparse_mlp_ds import rng
+from sparse_mlp_ds.config.recipe import model_spec
 from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.models import registry
-from sparse_mlp_ds.models.layers import DropPath, init_weights
-from sparse_mlp_ds.recipe import model_spec
+from sparse_mlp_ds.models.layers import DropPath, PatchEmbed, init_weights
 
 SIZES = {
     "mixer_s16": 18_015_264,
@@ -68,6 +68,22 @@ def test_shapes_and_reports(name, classes):
         assert all((report.balance > 0) == (keys is not None) for report in reports.values())
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("patch, side", [(4, 16), (7, 28)])
+def test_patches_are_those_of_a_convolution(patch, side, layout):
+    embed = PatchEmbed(patch, 24).double()
+    init_weights(embed, 0)
+    embed.proj.bias.data.uniform_()
+    pictures = images(3, side).double().to(memory_format=layout).requires_grad_()
+    convolution = torch.nn.functional.conv2d(pictures, embed.proj.weight, embed.proj.bias, stride=patch)
+    products, convolved = embed(pictures), convolution.flatten(2).transpose(1, 2)
+    torch.testing.assert_close(products, convolved, rtol=1e-12, atol=1e-12)
+    wanted = (pictures, *embed.parameters())
+    gradients = (torch.autograd.grad(made.square().sum(), wanted) for made in (products, convolved))
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+    assert [tuple(p.shape) for p in embed.state_dict().values()] == [(24, 3, patch, patch), (24,)], "as in checkpoints"
+
+
 def test_zero_experts_are_one_dense_mlp():
     model = make("sparse_mlp_digits", moe_c={"experts": 0, "top_k": 1})
     assert [name for name, _ in model.named_parameters() if "moe_c" in name] == [
@@ -88,6 +104,16 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
     for name, weight in one.items():
         assert torch.equal(weight, same[name])
         assert torch.equal(weight, other[name]) == (weight.ndim == 1)  # biases and norms start as constants
+
+
+def test_weights_are_drawn_on_the_cpu_wherever_the_model_is():
+    class Layer(torch.nn.Linear):
+        def init_parameter(self, name, parameter, generator):
+            drawn_on.append((parameter.device.type, generator.device.type))
+
+    drawn_on = []
+    init_weights(Layer(2, 3, device="meta"), 0)  # a GPU would refuse the generator of a CPU; this device is anywhere
+    assert drawn_on == [("cpu", "cpu")] * 2
 
 
 def test_experts_differ_from_one_another():
@@ -168,9 +194,8 @@ def test_stochastic_depth_of_an_image_does_not_depend_on_its_batch():
 
 
 def test_no_two_routers_share_a_stream():
-    spec = model_spec({"name": "sparse_mlp_l16"})
-    with torch.device("meta"):
-        model = registry.build(spec)
-    streams = [layer.router.stream for block in model.blocks[8:] for layer in (block.moe_s, block.moe_c)]
+    widths = {"width": 8, "token_hidden": 8, "channel_hidden": 8, "sparse_width": 8, "sparse_tokens": 8}
+    model = registry.build(model_spec({"name": "sparse_mlp_l16", **widths}))
+    streams = [int(layer.router.stream) for block in model.blocks[8:] for layer in (block.moe_s, block.moe_c)]
     assert len(set(streams)) == 12
     assert 0 not in streams

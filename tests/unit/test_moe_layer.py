@@ -102,9 +102,9 @@ def test_sums_count_choices_drops_and_entropy():
     chosen = torch.stack([item for row in ranked for item in row]).flatten()
     p = torch.stack([item for row in logits for item in row]).softmax(dim=1)
     choices = 2 * IMAGES * ITEMS
-    places = math.ceil(0.5 * 2 * 2 * ITEMS / EXPERTS)  # of one expert in one group
+    slots = math.ceil(0.5 * 2 * 2 * ITEMS / EXPERTS)  # of one expert in one group
     loads = torch.stack([torch.bincount(g, minlength=EXPERTS) for g in chosen.view(IMAGES // 2, -1)])
-    dropped = (loads - places).clamp_min(0).sum()
+    dropped = (loads - slots).clamp_min(0).sum()
     entropy = -(p * p.log()).sum()
     expected = [*torch.bincount(chosen, minlength=EXPERTS).tolist(), choices, dropped.item(), entropy.item()]
     assert report.sums.tolist() == pytest.approx(expected, rel=1e-5)

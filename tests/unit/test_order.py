@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sparse_mlp_ds.data import order as order_module
-from sparse_mlp_ds.data.order import Part, TrainingOrder, evaluation_batches, micro_batches, shares
+from sparse_mlp_ds.data.order import Part, TrainingOrder, evaluation_batches, micro_batches, samples_per_epoch
 
 
 def simple(samples, batch_size, seed, **options):
@@ -108,12 +108,14 @@ def test_numbers_never_repeat_and_name_the_place_in_the_stage():
 
 @pytest.mark.parametrize("other", [simple(103, 24, 4), simple(104, 24, 3)], ids=["seed", "samples"])
 def test_another_seed_or_data_set_gives_another_order(other):
-    assert pairs(ORDER.slots(0, 0, 24)) != pairs(other.slots(0, 0, 24))
+    assert pairs(ORDER.batch_indices(0, 0, 24)) != pairs(other.batch_indices(0, 0, 24))
 
 
 def test_the_batch_size_does_not_change_an_epochs_sequence():
     larger = simple(103, 48, 3)
-    assert pairs(larger.slots(1, 0, 48)) == pairs(ORDER.slots(2, 0, 24)) + pairs(ORDER.slots(3, 0, 24))
+    assert pairs(larger.batch_indices(1, 0, 48)) == pairs(ORDER.batch_indices(2, 0, 24)) + pairs(
+        ORDER.batch_indices(3, 0, 24)
+    )
 
 
 # ---- windows and mixtures
@@ -142,8 +144,8 @@ def test_a_window_mixes_its_tars_and_reads_them_before_the_next_ones():
     ],
 )
 def test_shares_follow_the_weights_and_fill_the_epoch(samples, weights, expected):
-    assert sorted(shares(samples, weights)) == sorted(expected)
-    assert sum(shares(samples, weights)) == sum(samples)
+    assert sorted(samples_per_epoch(samples, weights)) == sorted(expected)
+    assert sum(samples_per_epoch(samples, weights)) == sum(samples)
 
 
 def test_a_mixture_without_weights_visits_everything_once():
@@ -187,18 +189,18 @@ def test_a_resumed_run_loads_what_was_left(shards, window, pad, micro, accumulat
 
 
 def test_a_stand_in_is_the_next_sample_of_the_same_epoch():
-    samples = [sample for sample, _ in pairs(ORDER.slots(1, 0, 24))]
+    samples = [sample for sample, _ in pairs(ORDER.batch_indices(1, 0, 24))]
     assert [ORDER.following(24, distance) for distance in range(24)] == samples
-    last = pairs(ORDER.slots(3, 0, 24))[-1][1]
+    last = pairs(ORDER.batch_indices(3, 0, 24))[-1][1]
     assert (
-        ORDER.following(last, 8) == pairs(ORDER.slots(0, 0, 1))[0][0]
+        ORDER.following(last, 8) == pairs(ORDER.batch_indices(0, 0, 1))[0][0]
     )  # 7 are left out behind it; then from the start
 
 
 PRINT_ORDER = """
 import json
 from sparse_mlp_ds.data.order import Part, TrainingOrder
-slots = TrainingOrder((Part((53, 50), 103), Part((20,), 30)), 24, 3, window=1).slots(5, 2, 20)
+slots = TrainingOrder((Part((53, 50), 103), Part((20,), 30)), 24, 3, window=1).batch_indices(5, 2, 20)
 print(json.dumps([slots.samples.tolist(), slots.numbers.tolist()]))
 """
 
@@ -209,13 +211,13 @@ def test_a_new_interpreter_gives_the_same_order():
     there = subprocess.run(
         [sys.executable, "-c", PRINT_ORDER], env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
-    here = TrainingOrder((Part((53, 50), 103), Part((20,), 30)), 24, 3, window=1).slots(5, 2, 20)
+    here = TrainingOrder((Part((53, 50), 103), Part((20,), 30)), 24, 3, window=1).batch_indices(5, 2, 20)
     assert json.loads(there.stdout) == [here.samples.tolist(), here.numbers.tolist()]
 
 
 def test_the_order_of_a_seed_is_this_one():
     """Numbers written down once: a checkpoint resumes its data order under any later version."""
-    assert simple(10, 5, 0).slots(0, 0, 5).samples.tolist() == [0, 2, 9, 1, 8]
+    assert simple(10, 5, 0).batch_indices(0, 0, 5).samples.tolist() == [0, 2, 9, 1, 8]
 
 
 # ---- evaluation

@@ -27,6 +27,7 @@ def test_alike_and_complete_is_no_problem():
         ({"config": "x"}, "config differs on node3"),
         ({"data": "x"}, "data differs on node3"),
         ({"device": "NVIDIA H100", "devices": 1}, "device differs on node3"),
+        ({"compiles": True}, "compiles differs on node3 from 3 other hosts; install Triton and a C compiler"),
         ({"clock": 1e9 + 60}, "node3: its clock is +60 s off"),
         ({"ranks_here": 2}, "node3: 2 ranks were started, 1 joined"),
         ({"host": "node2"}, "4 hosts were asked for, 3 joined: node1, node2, node4"),
@@ -48,5 +49,10 @@ def test_the_package_that_differs_is_named():
 
 
 def test_fewer_devices_than_ranks():
-    everyone = [replace(FOUR[0], ranks_here=2, devices=1, expected_nodes=None)] * 2
+    everyone = [replace(FOUR[0], ranks_here=2, devices=1, gpu="GPU-a", expected_nodes=None)] * 2
     assert preflight._problems(everyone) == ["node1: 2 ranks but 1 visible devices; lower its slots"]
+
+
+def test_ranks_that_see_one_device_each_of_their_own_are_no_problem():
+    everyone = [replace(FOUR[0], ranks_here=2, devices=1, gpu=gpu, expected_nodes=None) for gpu in ("GPU-a", "GPU-b")]
+    assert preflight._problems(everyone) == []

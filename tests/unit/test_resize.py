@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparse_mlp_ds.models.spec import MoESpec
+from sparse_mlp_ds.models.base_spec import MoESpec
 from sparse_mlp_ds.weights import resize
 from sparse_mlp_ds.weights.load import load_into
-from tests.unit.weight_files import DENSE, SPARSE, logits, make, refused, weights, write
+from tests.helpers.weight_files import DENSE, SPARSE, logits, make, refused, weights, write
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])

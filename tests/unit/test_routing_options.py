@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sparse_mlp_ds import rng
+from sparse_mlp_ds.config.recipe import model_spec
 from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.models.layers import Mlp, init_weights
 from sparse_mlp_ds.moe.capacity import place
@@ -13,7 +14,6 @@ from sparse_mlp_ds.moe.expert_choice import choose
 from sparse_mlp_ds.moe.layer import MoELayer, Routing
 from sparse_mlp_ds.moe.losses import switch_loss, z_loss
 from sparse_mlp_ds.moe.routes import Choices
-from sparse_mlp_ds.recipe import model_spec
 
 
 def choices_of(logits: torch.Tensor, k: int) -> Choices:
@@ -63,7 +63,7 @@ def test_random_priority_is_drawn_from_the_keys_and_keeps_as_many():
 
 def test_random_priority_fills_in_the_order_of_its_draws():
     choices = choices_of(torch.tensor([[1.0, 0.0]]).expand(4, 2), 1)  # everyone wants expert 0
-    routes = place(choices, 2, 1, 1.0, "random", torch.tensor([0.1, 0.9, 0.5, 0.7]))
+    routes = place(choices, 2, 1, 1.0, "random", torch.tensor([0.1, 0.9, 0.5, 0.7])).kept()
     assert sorted(routes.item.tolist()) == [1, 3]
 
 
@@ -128,3 +128,25 @@ def test_one_expert_without_rerepresentation_is_a_mixer():
     sparse(images, keys)[0].square().sum().backward()
     dense(images, keys)[0].square().sum().backward()
     torch.testing.assert_close(sparse.patch_embed.proj.weight.grad, dense.patch_embed.proj.weight.grad)
+
+
+@pytest.mark.parametrize("priority", ["position", "importance", "expert_choice"])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_multiple_of_slots_holds_in_training_and_in_evaluation(priority, training):
+    x, keys = torch.randn(2, 20, 6), rng.sample_keys(0, torch.arange(2), "test") if training else None
+    factor = {"capacity_factor": 0.3, "evaluation_capacity": 0.3, "priority": priority}
+    images = 2 if training else 1  # of one group
+    for multiple in (1, 8):
+        layer = layer_of(capacity_multiple=multiple, **factor)
+        choices = layer.router(x, keys)
+        routes = layer._routes(choices, keys, 2, 1 if training else 2).kept()
+        group = routes.item // (20 * images)
+        expert = torch.arange(3).repeat_interleave(routes.counts)
+        most = torch.zeros(3, 2, dtype=torch.int64).index_put((expert, group), torch.tensor(1), accumulate=True).max()
+        assert most == -(-math.ceil(0.3 * 2 * 20 * images / 3) // multiple) * multiple
+
+
+def test_recipes_pass_the_multiple_on():
+    from sparse_mlp_ds.config.recipe import MoE
+
+    assert [MoE(capacity_multiple=4).routing(kind, 0.5).capacity_multiple for kind in ("moe_s", "moe_c")] == [4, 4]

@@ -6,12 +6,15 @@ import sys
 
 import pytest
 
-from sparse_mlp_ds.data import digits
+from sparse_mlp_ds.checkpoints import writer
+from sparse_mlp_ds.data.text_format import TOKENIZER
 from sparse_mlp_ds.errors import UserError
-from sparse_mlp_ds.job import resolve
-from sparse_mlp_ds.train import checkpoint, run_folder
+from sparse_mlp_ds.shards import digits
+from sparse_mlp_ds.train import run_folder
+from sparse_mlp_ds.train.job import resolve
 from sparse_mlp_ds.train.run_folder import Progress, RunFolder
-from tests.e2e.launcher import MOE
+from tests.helpers import text_sets
+from tests.helpers.launcher import MOE
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def stopped(job, **changes):
     """Leave a checkpoint, without tensors, as of a run that stopped."""
     about = {"data": job.data_fingerprint, "negatives": job.negatives("pretrain")}
     progress = Progress(stage="pretrain", stage_step=5, step=5, **about | changes)
-    checkpoint.save(job.out / "checkpoints", 5, [], {"progress": vars(progress), "recipe": {}})
+    writer.save(job.out / "checkpoints", 5, [], {"progress": vars(progress), "recipe": {}})
 
 
 def test_the_same_tars_go_on(job):
@@ -43,7 +46,7 @@ def test_other_tars_are_refused_in_the_middle_of_a_stage_alone(job, tmp_path, fi
     if finished:
         assert RunFolder(job()).progress.is_done("pretrain")
     else:
-        with pytest.raises(UserError, match=r"step_5: data\.train has other tars.*--resume never"):
+        with pytest.raises(UserError, match=r"step_5: data\.train has different tars.*--resume never"):
             RunFolder(job())
 
 
@@ -56,8 +59,8 @@ def test_a_stage_whose_queries_would_meet_others_is_refused(job):
 @pytest.mark.parametrize("changes", [{"unheard": 1}, {"step": "five"}, {"done": [3]}, {"done": None}])
 def test_progress_that_is_none_is_refused_in_one_line(job, changes):
     progress = vars(Progress(stage="pretrain", stage_step=5, step=5)) | changes
-    checkpoint.save(job().out / "checkpoints", 5, [], {"progress": progress, "recipe": {}})
-    with pytest.raises(UserError, match="step_5: damaged, or of another version") as caught:
+    writer.save(job().out / "checkpoints", 5, [], {"progress": progress, "recipe": {}})
+    with pytest.raises(UserError, match="step_5: damaged, or of a different version") as caught:
         RunFolder(job())
     assert len(str(caught.value).splitlines()) == 1
 
@@ -77,3 +80,50 @@ def test_two_runs_do_not_write_into_one_folder(job, monkeypatch):
             RunFolder(job())
         other.kill()  # however it ends, the folder is free again
     assert RunFolder(job()).progress.stage_step == 5
+
+
+def test_figures_that_could_not_be_written_are_written_when_it_is_possible(job, capsys):
+    folder = RunFolder(job())
+    for name in ("evaluate.json", "summary.json"):
+        (folder.path / name).mkdir()  # nothing can be written there
+    folder.write("evaluate.json", {"top1": 0.5})
+    folder.write_summary()
+    assert capsys.readouterr().out.count("was not written, training goes on") == 3, "the first is tried with the second"
+    for name in ("evaluate.json", "summary.json"):
+        (folder.path / name).rmdir()
+    folder.write_summary()
+    assert json.loads((folder.path / "evaluate.json").read_text()) == {"top1": 0.5}
+    assert json.loads((folder.path / "summary.json").read_text())["recipe"] == "digits"
+    assert capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def text_job(tmp_path):
+    made = [text_sets.texts(40, classes=2), text_sets.texts(8, classes=2, first=100)]
+    text_sets.make(tmp_path / "data", *made)
+    stage = {"kind": "mlm", "steps": 2, "batch_size": 4, "optimizer": {"base_lr": 0.1}}
+    sizes = {"length": text_sets.LENGTH, "vocabulary": text_sets.VOCABULARY, "width": 16, "depth": 2, "hidden": 24}
+    recipe = {
+        "name": "text",
+        "data": {split: str(tmp_path / "data" / split) for split in ("train", "val")},
+        "model": {"name": "gmlp_text_speeches"} | sizes,
+        "stages": {"mlm": stage},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    return lambda: resolve(str(tmp_path / "recipe.yaml"), MOE, [], str(tmp_path / "run"), "auto", world=1)
+
+
+def test_a_run_on_text_keeps_its_tokenizer(text_job, tmp_path, capsys):
+    one, two, kept = (tmp_path / name / TOKENIZER for name in ("data/train", "data/val", "run"))
+    RunFolder(text_job())
+    assert kept.read_bytes() == one.read_bytes() and TOKENIZER not in capsys.readouterr().out
+    one.unlink()
+    kept.unlink()
+    RunFolder(text_job())
+    assert kept.read_bytes() == two.read_bytes(), "that of the held-out rows is the same one"
+    two.write_bytes(b"of different rows")
+    RunFolder(text_job())
+    assert TOKENIZER not in capsys.readouterr().out, "it is there already"
+    kept.unlink()
+    RunFolder(text_job())
+    assert f"has no {TOKENIZER} of its rows beside index.json" in capsys.readouterr().out and not kept.exists()

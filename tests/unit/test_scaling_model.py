@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 
 from benchmarks import scaling, scaling_model, scaling_report
-from benchmarks.scaling_counts import Collective, Mixture, mixtures, supervised
-from benchmarks.scaling_model import Cluster, predict, seconds
+from benchmarks.scaling_model import predict
+from sparse_mlp_ds.distributed.network_model import Cluster, Collective, seconds
 from sparse_mlp_ds.models import registry
+from sparse_mlp_ds.train.step_collectives import Mixture, mixtures, supervised
 
 # 8 GPUs per node; 100 bytes/s near, 10 far; a launch is 1 s, a hop 0.1 s near and 0.5 s far.
 CLUSTER = Cluster(

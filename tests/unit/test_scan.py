@@ -5,8 +5,9 @@ import tarfile
 import numpy as np
 import pytest
 
-from sparse_mlp_ds.data import scan
-from tests.unit.tars import contents, link, picture, sample, write_tar
+from sparse_mlp_ds import files
+from sparse_mlp_ds.shards import scan
+from tests.helpers.tars import colour, contents, link, picture, sample, write_tar
 
 BLOCK = tarfile.BLOCKSIZE
 IMAGE, LABEL = sample("a", 1)
@@ -23,7 +24,7 @@ def scanned(path):
     content = path.read_bytes()
     for offset, size in zip(shard.offsets.tolist(), shard.sizes.tolist(), strict=True):
         assert offset >= 0 and size > 0 and offset + size <= len(content)
-    return [shard.key(n) for n in range(len(shard))], [(d.key, d.offset, d.reason) for d in shard.defects]
+    return [shard.key(n) for n in range(len(shard))], [(d.key, d.offset, d.reason) for d in shard.bad_entries]
 
 
 def damage_header(path, at):
@@ -35,8 +36,8 @@ def damage_header(path, at):
 def test_a_sound_tar_has_samples_and_no_defects(tmp_path):
     path = write_tar(tmp_path / "a.tar", *sample("x/1", 2), *sample("x/2", 0, "PNG"), *reversed(sample("n.01/c", 12)))
     shard = scan.scan(path)
-    assert (shard.name, shard.path, shard.bytes, shard.defects) == ("a.tar", str(path), path.stat().st_size, ())
-    assert shard.sha256 == scan.file_hash(path)
+    assert (shard.name, shard.path, shard.bytes, shard.bad_entries) == ("a.tar", str(path), path.stat().st_size, ())
+    assert shard.sha256 == files.sha256(path)
     assert shard.labels.tolist() == [2, 0, 12]
     with tarfile.open(path) as tar:
         images = [m for m in tar if not m.name.endswith("cls")]
@@ -55,12 +56,13 @@ def test_other_members_of_a_sample_do_not_hurt(tmp_path):
     assert scanned(path) == (["a", "b"], [])
 
 
-@pytest.mark.parametrize("text", [b"7", b"7\n", b" 007 "])
-def test_labels_may_have_blanks_and_zeros(tmp_path, text):
+@pytest.mark.parametrize("text", [b"7", b"7\n", b" 007 ", b"7\r\n", b"\xef\xbb\xbf7"])
+def test_labels_may_have_blanks_zeros_and_a_byte_order_mark(tmp_path, text):
     assert scan.scan(write_tar(tmp_path / "a.tar", IMAGE, ("a.cls", text))).labels.tolist() == [7]
 
 
-NO_NUMBER = "label is not a class number"
+NO_NUMBER = "label is not a class number, has "
+LINK = "link in place of a file, b.png; pack with tar's --dereference and --hard-dereference"
 BETWEEN = {
     "no .cls": ([B_IMAGE], [("b", STEP, "needs one image and one .cls side by side, has b.png")]),
     "no image": ([B_LABEL], [("b", STEP, "needs one image and one .cls side by side, has b.cls")]),
@@ -70,22 +72,22 @@ BETWEEN = {
     ),
     "neither": ([("README", b"hello")], [("README", STEP, "needs one image and one .cls side by side, has README")]),
     "empty image": ([("b.png", b""), B_LABEL], [("b", STEP, "empty image")]),
-    "word": ([B_IMAGE, ("b.cls", b"cat")], [("b", STEP, NO_NUMBER)]),
-    "negative label": ([B_IMAGE, ("b.cls", b"-1")], [("b", STEP, NO_NUMBER)]),
-    "fraction": ([B_IMAGE, ("b.cls", b"1.0")], [("b", STEP, NO_NUMBER)]),
-    "empty label": ([B_IMAGE, ("b.cls", b"")], [("b", STEP, NO_NUMBER)]),
-    "a label beyond any class": ([B_IMAGE, ("b.cls", b"123456789")], [("b", STEP, NO_NUMBER)]),
-    "digits of another script": ([B_IMAGE, ("b.cls", "٣".encode())], [("b", STEP, NO_NUMBER)]),
+    "word": ([B_IMAGE, ("b.cls", b"cat")], [("b", STEP, NO_NUMBER + "b'cat'")]),
+    "negative label": ([B_IMAGE, ("b.cls", b"-1")], [("b", STEP, NO_NUMBER + "b'-1'")]),
+    "fraction": ([B_IMAGE, ("b.cls", b"1.0")], [("b", STEP, NO_NUMBER + "b'1.0'")]),
+    "empty label": ([B_IMAGE, ("b.cls", b"")], [("b", STEP, NO_NUMBER + "b''")]),
+    "a label beyond any class": ([B_IMAGE, ("b.cls", b"123456789")], [("b", STEP, NO_NUMBER + "b'123456789'")]),
+    "digits of another script": ([B_IMAGE, ("b.cls", "٣".encode())], [("b", STEP, NO_NUMBER + r"b'\xd9\xa3'")]),
     "repeated key": ([IMAGE, LABEL], [("a", STEP, "duplicate key")]),
     "interleaved": (
         [B_IMAGE, ("d.png", picture()), B_LABEL, ("d.cls", b"1")],
         [(key, at, "members of one sample are not side by side") for key, at in (("b", STEP), ("d", STEP + 1024))],
     ),
-    "links": ([link("b.png", "a.png"), link("b.cls", "a.cls", tarfile.LNKTYPE)], []),
+    "links": ([link("b.png", "a.png"), link("b.cls", "a.cls", tarfile.LNKTYPE)], [("b", STEP, LINK)]),
     "folders": ([link("some/", "", tarfile.DIRTYPE)], []),
     "a link for an image": (
         [link("b.png", "a.png"), B_LABEL],
-        [("b", STEP + BLOCK, "needs one image and one .cls side by side, has b.cls")],
+        [("b", STEP, LINK)],
     ),
 }
 
@@ -269,3 +271,23 @@ def test_the_samples_that_are_listed_are_the_images_that_were_written(tmp_path):
     assert [(key, label) for key, label, _ in contents(index)] == [("c", 7), ("d", 3)]
     expected = scan.Index("", ["0"], [scan.scan(write_tar(tmp_path / "b.tar", *C, *sample("d", 3)))])
     assert contents(index) == contents(expected)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT], ids=["pax", "gnu"])
+def test_samples_behind_a_member_of_more_than_8_gigabytes_are_found(tmp_path, form):
+    """Sizes from 8 GiB on are written in a different way; the member is a hole that takes no room on disk."""
+    path, large = tmp_path / "a.tar", tarfile.TarInfo("large.bin")
+    large.size = 9 << 30
+    small = write_tar(tmp_path / "small.tar", IMAGE, LABEL, B_IMAGE, B_LABEL).read_bytes()
+    with path.open("wb") as file:
+        file.write(large.tobuf(form))
+        file.seek(large.size, 1)
+        file.write(small)
+    shard = scan.scan(path)
+    assert shard.labels.tolist() == [1, 0] and (shard.offsets > large.size).all()
+    assert [(entry.key, entry.offset) for entry in shard.bad_entries] == [("large", 0)]
+    with path.open("rb") as file:
+        for position, label in enumerate((1, 0)):
+            file.seek(shard.offsets[position])
+            assert colour(file.read(shard.sizes[position]))[0] == label

@@ -5,8 +5,8 @@ import shlex
 
 import pytest
 
-from sparse_mlp_ds import cli
-from sparse_mlp_ds.models import macs
+from sparse_mlp_ds.cli import main
+from sparse_mlp_ds.models import cost
 from sparse_mlp_ds.sweep.plan import SWEEPS, load, runs
 
 COUNTS = {
@@ -16,17 +16,23 @@ COUNTS = {
     "top_k_c": 2,
     "position": 4,
     "rerepresent": 2,
+    "skip_after_norm": 2,
     "which_moe": 3,
     "priority_capacity": 9,
     "noise_balance": 6,
     "cifar10_blocks": 16,
-    "cifar10_moco": 2,
+    "cifar10_moco": 6,
+    "gmlp_gates": 6,
+    "text_sst2": 30,
+    "text_mnli": 30,
+    "mlm_blocks": 33,
 }
 PARAMETERS = {  # sweep -> millions of each run, without the head
     "experts_s": [65.15, 69.98, 79.64],
     "experts_c": [69.98, 79.43, 98.34],
     "position": [59.11, 69.98, 69.98, 80.84],
     "rerepresent": [69.98, 89.57],
+    "skip_after_norm": [69.98, 69.98],
 }
 
 
@@ -54,7 +60,7 @@ def test_every_run_resolves(name):
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_their_models_have_the_sizes_that_the_papers_dimensions_give(name):
-    sizes = [macs.cost(run.recipe.spec).params / 1e6 for run in runs(load(name))]
+    sizes = [cost.cost(run.recipe.spec).params / 1e6 for run in runs(load(name))]
     assert sizes == pytest.approx(PARAMETERS[name], abs=0.005)
 
 
@@ -74,19 +80,19 @@ def test_the_routing_ablations_change_what_they_say():
 def test_the_commands_in_its_head_list_its_runs(name, capsys):
     assert commands(name)[0] == ["sweep", name]
     for command in commands(name):
-        args = cli._parser().parse_args([*command, "--list"])
+        args = main._parser().parse_args([*command, "--list"])
         args.run(args)
         listed = re.findall(r"^ *\d+  (?:to do|finished) +(\S+)$", capsys.readouterr().out, re.MULTILINE)
         assert len(listed) == COUNTS[name]
 
 
 def test_a_smaller_recipe_takes_the_sweeps_place_in_a_folder_of_its_own(tmp_path, monkeypatch, capsys):
-    from sparse_mlp_ds.sweep import table
+    from sparse_mlp_ds.sweep.gather import Gathered
 
     seen = []
-    monkeypatch.setattr(table, "write", lambda sweep, runs, folder: seen.append((sweep, runs, folder)) or "")
+    monkeypatch.setattr(Gathered, "write", lambda self: seen.append((self.sweep, self.runs, self.folder)) or ("", [""]))
     flags = ["--recipe", "cifar10_tiny_moco", "--ranks", "2", "--table"]
-    args = cli._parser().parse_args(["sweep", "experts_s", *flags])
+    args = main._parser().parse_args(["sweep", "experts_s", *flags])
     args.run(args)
     ((sweep, found, folder),) = seen
     assert (sweep.ranks, str(folder)) == (2, "runs/experts_s-cifar10_tiny_moco")

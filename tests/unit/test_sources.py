@@ -3,10 +3,11 @@
 import fsspec
 import pytest
 
-from sparse_mlp_ds.data import index, scan, sources
-from sparse_mlp_ds.data.sections import Data
-from tests.unit.remote import Server
-from tests.unit.tars import contents, refusal, sample, write_tar
+from sparse_mlp_ds.data import index, sources
+from sparse_mlp_ds.data.config import Data
+from sparse_mlp_ds.shards import scan
+from tests.helpers.remote import Server
+from tests.helpers.tars import contents, refusal, sample, write_tar
 
 
 def tars_of(folder, names="abc", label=1):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from sparse_mlp_ds.train import tensor_file
+from sparse_mlp_ds.checkpoints import tensor_file
 
 TYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64])
 

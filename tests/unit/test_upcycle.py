@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from sparse_mlp_ds.models import registry
+from sparse_mlp_ds.models.base_spec import MoESpec
 from sparse_mlp_ds.models.layers import Mlp
-from sparse_mlp_ds.models.spec import MoESpec
 from sparse_mlp_ds.moe.layer import MoELayer
 from sparse_mlp_ds.weights.load import load_into
 from sparse_mlp_ds.weights.upcycle import perturb
-from tests.unit.weight_files import DENSE, SPARSE, as_google, logits, make, refused, weights, write
+from tests.helpers.weight_files import DENSE, SPARSE, as_google, logits, make, refused, weights, write
 
 FLAT = SPARSE.model_copy(update={"rerepresent": False})
 
@@ -188,14 +188,16 @@ def test_what_cannot_be_upcycled_is_refused(tmp_path, dense):
     deeper = sparse((2, 2), (2, 2), dense_blocks=3)
     wider = sparse((2, 2), (2, 2), width=9)
     for spec, parts in [
-        (DENSE, ["no Mixer with sparse blocks", "without upcycling"]),
+        (DENSE, ["the model has no sparse Mixer blocks", "without upcycling"]),
         (deeper, ["3 blocks, the model has 4", "set model.dense_blocks to 2"]),
         (wider, ["'stem.proj.weight' is of shape [12, 3, 4, 4]"]),
     ]:
         refused(*parts, call=lambda: load_into(make(spec), spec, path, upcycle=True), path=path)  # noqa: B023
 
     already = write(tmp_path, "own", weights(make(SPARSE)))
-    refused("of a sparse model", call=lambda: load_into(make(SPARSE), SPARSE, already, upcycle=True), path=already)
+    refused(
+        "belongs to a sparse model", call=lambda: load_into(make(SPARSE), SPARSE, already, upcycle=True), path=already
+    )
 
     lacking = weights(dense[0])
     lacking.pop("blocks.2.mlp_tokens.fc1.weight")

@@ -8,12 +8,16 @@ import socket
 import subprocess
 import sys
 import time
+from http.server import ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread, Timer
 
 import pytest
 
+from sparse_mlp_ds.config.log import Wandb
 from sparse_mlp_ds.log.wandb_follow import WandbFollower
-from sparse_mlp_ds.recipe import Wandb
+from sparse_mlp_ds.watchdog.events import Events
+from tests.helpers.wandb_server import Server
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -71,8 +75,28 @@ def test_offline_sends_every_step_once(tmp_path, wandb):
     assert len(folders) == 2
     kept = [row for folder in folders for row in _history(folder)]
     assert [row["_step"] for row in kept] == list(range(1, 15))
-    assert kept[4]["loss"] == 0.2 and kept[4]["moe/0/dropped"] == 5 and kept[4]["stage"] == "pretrain"
-    assert "note" not in kept[4]
+    expected = {"pretrain/loss": 0.2, "pretrain/moe/0/dropped": 5, "stage": "pretrain"}
+    assert {name: value for name, value in kept[4].items() if name != "_step" and name[0] != "_"} == expected
+
+
+def test_alerts_are_sent_for_the_events_of_this_start_up_to_the_last(tmp_path, wandb):
+    """The watchdog writes the last one when the trainer is gone already."""
+    events = Events(tmp_path, ())
+    events.add("stopped", "an earlier start")
+    follower = WandbFollower(tmp_path, OFFLINE.model_copy(update={"alerts": True}), "a run")
+    _append(tmp_path, range(1, 4))
+    _until(lambda: (tmp_path / "wandb_step").exists())
+    events.add("loss_spike", "of step 3", samples=["a"])
+    later = Timer(2, events.add, ("failed", "rank 1 is gone"))
+    later.start()
+    assert follower.close(60) is None
+    later.join()
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    alerts = [record.alert for record in _stored(folder) if record.WhichOneof("record_type") == "alert"]
+    assert [(alert.title, alert.text, alert.level) for alert in alerts] == [
+        ("a run: loss_spike", "of step 3", "WARN"),
+        ("a run: failed", "rank 1 is gone", "ERROR"),
+    ]
 
 
 def test_a_file_that_shrinks_is_read_from_its_start(tmp_path, wandb):
@@ -138,6 +162,38 @@ def test_without_wandb_one_line_says_what_to_do(tmp_path, monkeypatch):
     assert time.monotonic() - started < 2
 
 
+@pytest.fixture
+def server(monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_address[1]}")
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "4")  # wandb asks again and again until then
+    monkeypatch.setattr(Server, "deleted", set())
+    monkeypatch.setattr(Server, "history", {})
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield Server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_run_that_was_deleted_on_the_server_gets_a_new_id_aloud(tmp_path, wandb, server, capsys):
+    ids = []
+    for steps in (range(1, 5), range(5, 9)):
+        follower = WandbFollower(tmp_path, ONLINE, "a run")
+        _append(tmp_path, steps)
+        assert follower.close(60) is None, _log(tmp_path)
+        ids.append((tmp_path / "wandb_id").read_text())
+        server.deleted.update(ids)
+    first, second = ids
+    assert first != second and server.history == {first: [1, 2, 3, 4], second: list(range(1, 9))}
+    assert (tmp_path / "wandb_step").read_text() == "8"
+    said = f"run {first} was deleted on the server; all records are sent again, as run {second}"
+    assert said in capsys.readouterr().out and _log(tmp_path).count(said) == 1
+    _until(lambda: not _processes(tmp_path), seconds=20)
+
+
 def test_a_process_that_cannot_be_started_does_not_raise(tmp_path, capsys):
     follower = WandbFollower(tmp_path / "missing", OFFLINE, "a run")
     assert follower.close() is None
@@ -168,7 +224,8 @@ TRAINER = """
 import sys, time
 from pathlib import Path
 from sparse_mlp_ds.log.wandb_follow import WandbFollower
-from sparse_mlp_ds.recipe import Wandb
+from tests.helpers.wandb_server import Server
+from sparse_mlp_ds.config.log import Wandb
 follower = WandbFollower(Path(sys.argv[1]), Wandb(mode="offline"), "a run")
 time.sleep(600)
 """
@@ -179,6 +236,7 @@ def _append(folder: Path, steps) -> None:
         for step in steps:
             loss = 1 / step if step else float("nan")
             record = {"stage": "pretrain", "step": step, "loss": loss, "note": "text", "moe": {"0": {"dropped": step}}}
+            record |= {"time": 1.0, "eta_seconds": 2.0}
             file.write(json.dumps(record) + "\n")
 
 
@@ -187,11 +245,17 @@ def _log(folder: Path) -> str:
 
 
 def _history(folder: Path) -> list[dict]:
-    """Return the rows that wandb stored: LevelDB's log format, 32 KiB blocks of chunks, around protobuf records."""
+    """Return the rows that wandb stored."""
+    items = [record.history.item for record in _stored(folder) if record.WhichOneof("record_type") == "history"]
+    return [{one.key or "/".join(one.nested_key): json.loads(one.value_json) for one in row} for row in items]
+
+
+def _stored(folder: Path) -> list:
+    """Return what wandb stored: LevelDB's log format, 32 KiB blocks of chunks, around protobuf records."""
     from wandb.proto import wandb_internal_pb2
 
     (path,) = folder.glob("*.wandb")
-    data, at, whole, rows = path.read_bytes(), 7, b"", []  # 7: the file's own header
+    data, at, whole, records = path.read_bytes(), 7, b"", []  # 7: the file's own header
     while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:  # no room for a chunk's header: the block is padded
             at += 32768 - at % 32768
@@ -200,12 +264,9 @@ def _history(folder: Path) -> list[dict]:
         whole += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # a whole record, or the last chunk of one
-            record = wandb_internal_pb2.Record.FromString(whole)
-            if record.WhichOneof("record_type") == "history":
-                items = record.history.item
-                rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
+            records.append(wandb_internal_pb2.Record.FromString(whole))
             whole = b""
-    return rows
+    return records
 
 
 def _processes(folder: Path) -> set[int]:

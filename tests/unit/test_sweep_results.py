@@ -1,0 +1,301 @@
+"""What the results of a sweep say, in marks, tables and curves; and results that come from files of other machines."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+
+from sparse_mlp_ds.cli import main
+from sparse_mlp_ds.cli import sweep as sweep_command
+from sparse_mlp_ds.distributed import host, threads
+from sparse_mlp_ds.errors import UserError
+from sparse_mlp_ds.log import image_hits
+from sparse_mlp_ds.sweep import curves, gather, jobs, plan, plot, records, table, time_left
+from sparse_mlp_ds.sweep.execute import Execution
+from sparse_mlp_ds.sweep.gather import Gathered
+
+REPOSITORY = Path(__file__).parents[2]
+KEYS = [
+    *("sweep", "variant", "seed", "stage", "top1", "loss", "train_loss", "params", "params_active", "macs", "steps"),
+    *("images", "seconds", "commit"),
+]
+SWEEP = {
+    "name": "tried",
+    "recipe": "digits",
+    "seeds": [0, 1, 2],
+    "set": {"stages.pretrain": None, "stages.evaluate": None, "stages.finetune.kind": "supervised"},
+    "variants": {"sparse": {}, "mixer": {"model": {"name": "mixer_digits"}}},
+    "metrics": ["finetune.top1"],
+}
+RIGHT = {"sparse": [(0, 8), (0, 7), (0, 9)], "mixer": [(2, 8), (2, 7), (2, 9)]}
+"""Of each seed, the range of the ten held-out images that are classified correctly."""
+
+
+def planned(folder, **changes):
+    path = folder / "tried.yaml"
+    path.write_text(yaml.safe_dump(SWEEP | changes, sort_keys=False))
+    sweep = plan.load(str(path))
+    return sweep, plan.runs(sweep)
+
+
+def finish(folder, run, commit="a" * 40, data="d", images=600, dirty=False):
+    """Leave what a finished run of six steps of two epochs leaves; step 3 was taken twice."""
+    target = folder / run.name
+    target.mkdir(parents=True)
+    (target / "config.yaml").write_text(yaml.safe_dump(run.recipe.model_dump(mode="json")))
+    first, last = RIGHT[run.setting][run.seed]
+    marks = np.full(10, image_hits.WRONG)
+    marks[first:last] = image_hits.RIGHT
+    (target / "finetune.hits.json").write_text(json.dumps(image_hits.packed(marks, data)))
+    entry = {"name": "finetune", "steps": 6, "last_step": 6, "images": images, "seconds": 100.0 + run.seed}
+    entry["metrics"] = {"top1": (last - first) / 10, "loss": 1.25, "ece": 0.1}
+    (target / "summary.json").write_text(json.dumps({"stages": [entry]}))
+    layer = "moe/3.moe_c/"
+    routing = {f"{layer}load_cv": 0.5, f"{layer}dropped": 0.25, f"{layer}dead": 1, f"{layer}entropy": 0.75}
+    lines = []
+    for step, loss in ((1, 9.0), (3, 8.0), (3, 4.0), (4, 3.0), (6, 1.5)):
+        figures = {"stage": "finetune", "step": step, "epoch": step / 3, "loss": loss, "eta_seconds": 1.0}
+        lines.append(figures | (routing if run.setting == "sparse" else {}))
+    lines[2] |= {"val/top1": 0.5, "val/loss": 2.0}
+    lines.append({"stage": "finetune", "step": 6, "result/top1": 0.5})
+    (target / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines) + '{"stage": "fi')
+    start = {"git": {"commit": commit, "dirty": dirty}, "hosts": [{"device": "CPU"}]}
+    (target / "environment.json").write_text(json.dumps([start]))
+
+
+def tables(sweep, runs, folder):
+    """The tables as Markdown, of a results file that is up to date; pictures take longer to draw."""
+    done = [run for run in runs if (folder / run.name).exists()]
+    Gathered(sweep, runs, folder).update(done)
+    return table.markdown(gather.page_of_file(folder / "results.jsonl", sweep, runs))
+
+
+def text_of(page):
+    return "\n".join(page.remarks)
+
+
+@pytest.fixture
+def finished(tmp_path):
+    sweep, runs = planned(tmp_path)
+    for run in runs:
+        finish(tmp_path / "out", run)
+    return sweep, runs, tmp_path / "out"
+
+
+def test_results_are_one_line_for_each_stage_with_these_keys(finished):
+    sweep, runs, folder = finished
+    tables(sweep, runs, folder)
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert len(lines) == 6 and all(list(line) == KEYS for line in lines)
+    sparse = lines[0]
+    assert (sparse["variant"], sparse["seed"], sparse["stage"], sparse["commit"]) == ("sparse", 0, "finetune", "a" * 12)
+    assert (sparse["top1"], sparse["loss"], sparse["steps"], sparse["images"]) == (0.8, 1.25, 6, 600)
+    # The last epoch is steps 4 to 6: one step of loss 3, and two steps of which the record has the mean.
+    assert sparse["train_loss"] == pytest.approx((3 + 2 * 1.5) / 3)
+    assert sparse["params"] > sparse["params_active"] and sparse["seconds"] == 100
+    known = records.read(folder / "results.jsonl")
+    stage = known.stage(("sparse", 0), "finetune")
+    assert [(point.step, point.images, point.top1, point.loss) for point in stage.curve] == [(3, 300, 0.5, 2.0)]
+    assert [point.step for point in stage.routing] == [1, 3, 4, 6]
+    assert stage.routing[-1].layers == {"3.moe_c": {"load_cv": 0.5, "dropped": 0.25, "dead": 1, "entropy": 0.75}}
+    assert known.details["sparse", 0].recipe.keys().isdisjoint({"checkpoint", "log"})
+
+
+def test_the_page_has_differences_with_both_intervals_and_routing(finished):
+    sweep, runs, folder = finished
+    text, written = Gathered(sweep, runs, folder).write()
+    (row,) = [line for line in text.splitlines() if line.startswith("| mixer | finetune.top1 |")]
+    # Two of ten images are lost in every seed: no spread over seeds, and (2 lost) +- over images.
+    assert row.startswith(
+        "| mixer | finetune.top1 | -20.00 | -20.00 .. -20.00 | -50.00 .. +0.00 | 3 | not significant, "
+    )
+    assert "| sparse | finetune | moe_c | 0.500 | 25.0 % | 1.0 | 0.75 |" in text
+    assert "table.differences.svg" in written and "table.curves.svg" in written
+    svg = {name: (folder / name).read_bytes() for name in written if name.endswith(".svg")}
+    Gathered(sweep, runs, folder).write()
+    assert svg == {name: (folder / name).read_bytes() for name in svg}, "the same figures are the same pictures"
+    drawn = json.loads((folder / "table.json").read_text())
+    assert drawn["differences"][0]["difference"]["by_seed"].keys() == {"0", "1", "2"}
+
+
+def test_variants_that_cost_differently_say_so(finished):
+    sweep, runs, folder = finished
+    text = tables(sweep, runs, folder)
+    costs = {run.setting: gather.cost_of(run.recipe.spec).macs for run in runs}
+    share = f"{100 * (costs['mixer'] / costs['sparse'] - 1):+.1f} %"
+    assert f"M ({share})" in text.splitlines()[3] and f"MACs {share} |" in text
+    assert f"Not at equal cost: the MACs of mixer ({share}) differ from those of sparse." in text
+    equal, its_runs = planned(folder.parent, variants={"sparse": {}, "noise": {"moe.noise": 0}})
+    finish(folder.parent / "equal", its_runs[0])
+    assert "equal cost" not in tables(equal, its_runs, folder.parent / "equal")
+
+
+def test_results_of_different_commits_recipes_images_and_data_are_marked(tmp_path):
+    sweep, runs = planned(tmp_path, seeds=[0, 1])
+    for run, commit, data, images in zip(runs, "abaa", "dddx", (600, 500, 600, 600), strict=True):
+        finish(tmp_path / "out", run, commit * 40, data, images, dirty=commit == "b")
+    text = tables(sweep, runs, tmp_path / "out")
+    row = next(line for line in text.splitlines() if line.startswith("| mixer | finetune.top1 |"))
+    assert " .. -20.00 | - | 2 | " in row, "runs that were measured on different images have no interval over images"
+    assert "different number of images, different commits |" in row
+    assert f"{'b' * 12}-dirty: mixer seed 0" in text and "had changes that no commit has" in text
+    details = tmp_path / "out/results.details.jsonl"
+    lines = [json.loads(line) for line in details.read_text().splitlines()]
+    lines[1]["recipe"]["moe"]["noise"] = 7.0
+    assert (lines[1]["variant"], lines[1]["seed"]) in (("mixer", 0), ("sparse", 1))
+    details.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = gather.page_of_file(tmp_path / "out/results.jsonl", sweep, runs)
+    name = f"{lines[1]['variant']}_seed-{lines[1]['seed']}"
+    assert (
+        f"{name} is of a different recipe than sweep tried has now: moe.noise was 7.0 and is now 1.0." in page.remarks
+    )
+    alone = gather.page_of_file(tmp_path / "out/results.jsonl")
+    assert "is of a different recipe than seed 0: moe.noise was" in text_of(alone)
+
+
+def test_a_committed_file_gives_the_figures_of_the_page(tmp_path, capsys):
+    """The intervals that docs/results.md has had before there was this command, of the mixer minus the sparse model."""
+    path = REPOSITORY / "docs/results/cifar10_moco.jsonl"
+    args = main._parser().parse_args(["sweep", "--table", str(path), "--out", str(tmp_path)])
+    args.run(args)
+    text = capsys.readouterr().out
+    assert "| mixer | pretrain.knn_top1 | -1.75 | -3.34 .. -0.15 | - | 3 |  |" in text
+    assert "| mixer | probe.top1 | -1.05 | -3.77 .. +1.67 | - | 3 | not significant |" in text
+    assert "| mixer | finetune.top1 | +0.45 | -1.39 .. +2.28 | - | 3 | not significant |" in text
+    assert (tmp_path / "cifar10_moco.md").read_text() in text
+    assert all(list(json.loads(line)) == KEYS for line in path.read_text().splitlines())
+
+
+def test_a_sweep_goes_on_from_results_of_a_different_machine(finished, tmp_path):
+    sweep, runs, folder = finished
+    Gathered(sweep, runs, folder).update(runs[:4])
+    committed = tmp_path / "committed.jsonl"
+    (folder / "results.jsonl").rename(committed)
+    (folder / "results.details.jsonl").rename(records.details_of(committed))
+    here = tmp_path / "here"
+    gathered = Gathered(sweep, runs, here, committed)
+    execution = Execution(sweep, runs, here, print, gathered.recorded(), gathered.seconds())
+    assert execution.waiting == runs[4:] and execution.rest() == "2 runs are left, about 3:21"
+    finish(here, runs[4])
+    gathered.update(runs[4:5])
+    text = table.markdown(gather.page_of_file(here / "results.jsonl", sweep, runs))
+    assert "| 3 | 1:41 |" in text.splitlines()[2] and "| 2 of 3 | 1:40 |" in text.splitlines()[3]
+    again = Gathered(sweep, runs, here)
+    assert again.recorded() == {run.name for run in runs[:5]}, "its own file has them all"
+    assert again.known.stage(("sparse", 1), "finetune").hits, "and what is beside"
+    assert gathered.metrics()[runs[0].name]["finetune"] == {"top1": 0.8, "loss": 1.25, "ece": 0.1}
+
+
+def test_results_that_do_not_belong_to_the_sweep_are_refused(finished, tmp_path):
+    sweep, runs, folder = finished
+    Gathered(sweep, runs, folder).update(runs)
+    path = folder / "results.jsonl"
+    lines = path.read_text().splitlines()
+
+    def said(*changed, **changes):
+        other, its_runs = planned(tmp_path, **changes)
+        path.write_text("\n".join(changed or lines) + "\n")
+        with pytest.raises(UserError) as error:
+            Gathered(other, its_runs, tmp_path / "new", path)
+        return str(error.value)
+
+    noise = {"set": SWEEP["set"] | {"moe.noise": 3.0}}
+    assert f"{path}: sparse_seed-0: moe.noise was 1.0 and is now 3.0; give the sweep another name" in said(**noise)
+    assert f"{path}, line 1: a result of sweep tried, not of theirs; results of one" in said(name="theirs")
+    assert f"{path}, line 7: sparse, seed 0, stage finetune is there twice; keep one" in said(*lines, lines[0])
+    assert f"{path}, line 2: no JSON object; restore the file" in said(lines[0], lines[1][:-9])
+    assert f"{path}, line 1: top1: Input should be a valid number" in said(lines[0].replace("0.8", '"x"'))
+    assert f"{path}, line 1: top: unknown key; did you mean 'top1'?" in said(lines[0].replace('"top1"', '"top"'))
+    assert f"{path}: holds no results; give a file that a sweep has written" in said("")
+    records.details_of(path).unlink()
+    wider = {"variants": SWEEP["variants"] | {"sparse": {"model.channel_hidden": 99}}}
+    assert "params of the model was" in said(**wider) and "and is now" in said(**wider)
+
+
+def test_learning_curves_over_steps_and_multiply_accumulates(finished):
+    sweep, runs, folder = finished
+    Gathered(sweep, runs, folder).update(runs)
+    page = gather.page_of_file(folder / "results.jsonl", sweep, runs)
+    steps, macs, *routing = curves.figure(page).axes
+    sparse = steps.get_lines()[0]
+    assert sparse.get_xdata().tolist() == [3, 6] and sparse.get_ydata().tolist() == pytest.approx([50, 80])
+    per_image = gather.cost_of(runs[0].recipe.spec).macs
+    assert macs.get_lines()[0].get_xdata().tolist() == pytest.approx([300e-12 * per_image, 600e-12 * per_image])
+    assert [axes.get_lines()[0].get_ydata()[-1] for axes in routing] == [0.5, 0.25, 0.75]
+    compared = plot.differences(page).axes[0]
+    assert any(line.get_xdata()[0] == pytest.approx(-20) for line in compared.get_lines())
+
+
+@pytest.mark.parametrize(
+    ("cores", "quota", "gpus", "ranks", "runs", "number", "environment"),
+    [
+        (8, float("inf"), [], 1, 20, 8, {"OMP_NUM_THREADS": "1"}),
+        (8, float("inf"), [], 1, 2, 2, {"OMP_NUM_THREADS": "4"}),
+        (64, 2.0, [], 1, 20, 2, {"OMP_NUM_THREADS": "1"}),
+        (8, float("inf"), [], 3, 20, 2, {"OMP_NUM_THREADS": "1"}),
+        (1, float("inf"), [], 2, 20, 1, {"OMP_NUM_THREADS": "1"}),
+        (8, float("inf"), ["3", "5", "6"], 1, 20, 3, {"CUDA_VISIBLE_DEVICES": "5"}),
+    ],
+)
+def test_jobs_auto_fills_cores_or_gpus(tmp_path, monkeypatch, cores, quota, gpus, ranks, runs, number, environment):
+    monkeypatch.setattr(host, "core_numbers", lambda: set(range(cores)))
+    monkeypatch.setattr(threads, "quota", lambda: quota)
+    monkeypatch.setattr(jobs, "visible_gpus", lambda: gpus)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    sweep, _ = planned(tmp_path, jobs="auto", ranks=ranks)
+    found = jobs.choose(sweep, runs)
+    assert found.number == number and f"jobs: auto is {number}: " in found.reason
+    assert found.environment(1) == environment
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert gpus or found.environment(0) == {}, "what the user has set stays"
+    with pytest.raises(UserError, match="jobs 4 x ranks 1 exceed the 1 GPUs; lower jobs, or give auto"):
+        monkeypatch.setattr(jobs, "visible_gpus", lambda: ["0"])
+        jobs.Jobs(4, 1).environment(3)
+
+
+def test_the_time_left_is_that_of_places_that_never_wait(tmp_path, monkeypatch):
+    assert time_left.until_done([5.0], [10.0, 10.0, 10.0], jobs=2) == 20  # 0-10-20 beside 5-15
+    assert time_left.until_done([], [], jobs=3) == 0
+    sweep, runs = planned(tmp_path)
+    now = [1000.0]
+    monkeypatch.setattr(time_left, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    left = time_left.TimeLeft(tmp_path, 1, {})
+    assert left.estimate([], runs) is None
+    left.begin(runs[0])
+    (tmp_path / runs[0].name).mkdir()
+    record = {"stage": "finetune", "epoch": 1.0, "loss": 1.0, "eta_seconds": 30.0}
+    (tmp_path / runs[0].name / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    now[0] += 10
+    assert left.estimate(runs[:1], runs[1:2]) == pytest.approx(30 + 40)
+    now[0] += 10
+    left.end(runs[0])
+    assert left.estimate([], runs[1:4]) == 3 * 20
+
+
+def test_the_command_takes_a_sweep_or_a_results_file_after_table(finished, tmp_path, monkeypatch):
+    sweep, runs, folder = finished
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tried.yaml").write_text(yaml.safe_dump(SWEEP, sort_keys=False))
+
+    def call(*arguments):
+        args = main._parser().parse_args(["sweep", *arguments])
+        args.run(args)
+
+    call("--table", "tried.yaml", "--out", "out")  # as before there were results files
+    assert (folder / "table.md").exists() and (folder / "results.jsonl").exists()
+    call("tried.yaml", "--table", "out/results.jsonl")
+    assert (folder / "results.md").read_text() == (folder / "table.md").read_text()
+    with pytest.raises(UserError, match="no sweep is given; name one, or a results file with --table FILE"):
+        call()
+    with pytest.raises(UserError, match=r"results none.jsonl: No such file or directory; give a file that a sweep"):
+        call("--table", "none.jsonl")
+    with pytest.raises(SystemExit):
+        call("tried.yaml", "--jobs", "many")
+    args = main._parser().parse_args(["sweep", "tried.yaml", "--mirror", "s3://bucket/tried", "--jobs", "auto"])
+    mirrored = sweep_command._changed(plan.load("tried.yaml"), args)
+    assert mirrored.jobs == "auto"
+    assert plan.runs(mirrored)[0].recipe.checkpoint.mirror == "s3://bucket/tried/sparse_seed-0"
+    assert not gather.changed_recipe(plan.runs(mirrored)[0], Gathered(sweep, runs, folder).known), "only a place"
