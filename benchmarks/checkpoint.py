@@ -1,7 +1,7 @@
-"""What saving costs: the time that training is held, the disk's bandwidth, memory; and what resuming costs.
+"""What saving a checkpoint costs (time that training waits, bandwidth of the disk, memory), and what resuming costs.
 
-Two ranks hold Sparse-B with AdamW under ZeRO-1 and take turns, in one run, at saving beside training, at `torch.save`
-of the same bytes, and at writing as many bytes one after the other.
+Two ranks hold Sparse-B with AdamW under ZeRO-1. In one run they alternate between saving beside training, `torch.save`
+of the same bytes, and writing as many bytes in sequence.
 """
 
 import argparse
@@ -22,15 +22,20 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from sparse_mlp_ds import discovery, dist, rng
-from sparse_mlp_ds.ds_config import Batch
+from sparse_mlp_ds import rng
+from sparse_mlp_ds.checkpoints.manifest import open_checkpoint
+from sparse_mlp_ds.checkpoints.reader import Reader
+from sparse_mlp_ds.checkpoints.saver import Saver
+from sparse_mlp_ds.checkpoints.tensor_file import BLOCK
+from sparse_mlp_ds.config.batch import BatchPlan
+from sparse_mlp_ds.config.deepspeed_json import DeepSpeedJson
+from sparse_mlp_ds.config.recipe import MoE
+from sparse_mlp_ds.config.stages import Optimizer
+from sparse_mlp_ds.distributed import comm, network, process_group
 from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.models.layers import init_weights
-from sparse_mlp_ds.recipe import Checkpoint, MoE
-from sparse_mlp_ds.stages import Optimizer
-from sparse_mlp_ds.train import checkpoint, engine, state
-from sparse_mlp_ds.train.saving import Saver
-from sparse_mlp_ds.train.tensor_file import BLOCK
+from sparse_mlp_ds.models.presets import IMAGE_PRESETS
+from sparse_mlp_ds.train import engine, engine_state
 
 ABOUT = {"progress": {"stage_step": 1}, "recipe": {}}
 
@@ -38,21 +43,21 @@ ABOUT = {"progress": {"stage_step": 1}, "recipe": {}}
 def main() -> None:
     """Print medians, ranges and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=registry.PRESETS, default="sparse_mlp_b16")
+    parser.add_argument("--model", choices=IMAGE_PRESETS, default="sparse_mlp_b16")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="on the disk to measure (default: the temporary folder's)")
+    parser.add_argument("--folder", type=Path, help="folder on the disk to measure (default: for temporary files)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        mp.spawn(_rank, (args.ranks, discovery.free_port(), args.model, args.rounds, folder), nprocs=args.ranks)
-        found = json.loads((Path(folder) / "found.json").read_text())
+        mp.spawn(_rank, (args.ranks, network.free_port(), args.model, args.rounds, folder), nprocs=args.ranks)
+        measured = json.loads((Path(folder) / "measured.json").read_text())
     if args.json:
-        print(json.dumps(found))
+        print(json.dumps(measured))
         return
-    size = found.pop("bytes") / 1e9
+    size = measured.pop("bytes") / 1e9
     table = Table("what", "median", "range", title=f"{args.model}, {args.ranks} ranks, {size:.2f} GB")
-    for what, values in found.items():
+    for what, values in measured.items():
         table.add_row(what, f"{statistics.median(values):.2f}", f"{min(values):.2f} .. {max(values):.2f}")
     Console().print(table)
 
@@ -60,22 +65,22 @@ def main() -> None:
 def _rank(rank: int, world: int, port: int, model: str, rounds: int, folder: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with dist.process_group():
+    with process_group.join():
         engine.init_deepspeed()
         built = _engine(model, world)
-        saver, folder = Saver(Path(folder) / "checkpoints", Checkpoint(keep=1)), Path(folder)
-        own = {f"{p.name}@{p.start}": p.values for p in state.pieces(built, None)}
+        saver, folder = Saver(Path(folder) / "checkpoints", keep=1, keep_every=None, warn=print), Path(folder)
+        own = {f"{p.name}@{p.start}": p.values for p in engine_state.pieces(built, None)}
         size = sum(values.nbytes for values in own.values())
-        found: dict[str, list[float]] = {}
+        measured: dict[str, list[float]] = {}
         for number in range(rounds + 1):
-            one = _round(built, saver, own, size, folder, number + 1)
-            first = ("extra memory / share of a rank",)  # later ones use what it has left behind
-            for what, value in one.items():
+            figures = _round(built, saver, own, size, folder, number + 1)
+            first = ("extra memory / share of a rank",)  # later rounds reuse the memory of the first one
+            for what, value in figures.items():
                 if (what in first) == (number == 0):
-                    found.setdefault(what, []).append(value)
-        total = dist.all_reduce(torch.tensor(size, dtype=torch.float64))
+                    measured.setdefault(what, []).append(value)
+        total = comm.all_reduce(torch.tensor(size, dtype=torch.float64))
         if rank == 0:
-            (folder / "found.json").write_text(json.dumps({"bytes": int(total)} | found))
+            (folder / "measured.json").write_text(json.dumps({"bytes": int(total)} | measured))
 
 
 def _engine(model: str, world: int):
@@ -83,8 +88,8 @@ def _engine(model: str, world: int):
     sizes = dict.fromkeys(spec.experts, world)
     module: nn.Module = registry.build(spec, 1000, engine.expert_parallel(MoE(), sizes))
     init_weights(module, 0)
-    config = {"zero_optimization": {"stage": 1}, "gradient_clipping": 1.0}
-    built = engine.build(module, Optimizer(base_lr=1e-3), Batch(8 * world, 8, 1), config)
+    config = DeepSpeedJson({"zero_optimization": {"stage": 1}, "gradient_clipping": 1.0})
+    built = engine.build(module, Optimizer(base_lr=1e-3), BatchPlan(8 * world, 8, 1), config)
     images = torch.randn(8, 3, spec.image_size, spec.image_size)
     logits, reports = built(images, rng.sample_keys(0, torch.arange(8), "benchmark"))
     built.backward(logits.square().mean() + sum(report.balance for report in reports.values()))
@@ -93,31 +98,31 @@ def _engine(model: str, world: int):
 
 
 def _round(built, saver: Saver, own: dict[str, torch.Tensor], size: int, folder: Path, step: int) -> dict[str, float]:
-    mine, block = folder / f"rank-{dist.rank()}", memoryview(random.randbytes(BLOCK))
+    scratch, block = folder / f"rank-{process_group.rank()}", memoryview(random.randbytes(BLOCK))
 
     def warm() -> None:
-        """Leave the kernel as many free pages that it has at hand, whatever is timed next.
+        """Give the kernel the same number of free pages before each timing.
 
-        On a virtual machine those that nobody has used for a while have to come from its host first.
+        On a virtual machine, pages that were not used for a while first have to be fetched from the host.
         """
-        _write(mine, block, 2 * size)
-        mine.unlink()
-        dist.barrier()
+        _write(scratch, block, 2 * size)
+        scratch.unlink()
+        comm.barrier()
 
     warm()
     with _extra_memory() as extra:
-        held = _timed(lambda: saver.start(step, state.pieces(built, None), ABOUT))
+        held = _timed(lambda: saver.start(step, engine_state.pieces(built, None), ABOUT))
         rest = _timed(lambda: _wait_for(saver, step))
-    saver.look(wait=True)  # the one before is removed
+    saver.look(wait=True)  # the previous checkpoint is removed
     warm()
-    plain = _timed(lambda: torch.save(own, mine))
-    mine.unlink()
+    plain = _timed(lambda: torch.save(own, scratch))
+    scratch.unlink()
     warm()
-    raw = _timed(lambda: _write(mine, block, size))
-    mine.unlink()
-    found = saver.newest
-    checked = _timed(lambda: dist.on_rank_zero(lambda: checkpoint.open_checkpoint(found.path)))
-    restored = _timed(lambda: state.restore(built, None, checkpoint.Reader(found), 1))
+    raw = _timed(lambda: _write(scratch, block, size))
+    scratch.unlink()
+    newest = saver.newest
+    checked = _timed(lambda: comm.on_rank_zero(lambda: open_checkpoint(newest.path)))
+    restored = _timed(lambda: engine_state.restore(built, None, Reader(newest), 1))
     return {
         "training held, s": held,
         "torch.save, s": plain,
@@ -138,11 +143,11 @@ def _wait_for(saver: Saver, step: int) -> None:
 
 
 def _timed(action) -> float:
-    """Seconds until every rank is through."""
-    dist.barrier()
+    """Return the seconds until every rank has finished."""
+    comm.barrier()
     started = time.perf_counter()
     action()
-    dist.barrier()
+    comm.barrier()
     return time.perf_counter() - started
 
 
@@ -155,7 +160,7 @@ def _write(path: Path, block: memoryview, size: int) -> None:
 
 @contextmanager
 def _extra_memory():
-    """Give a list that holds, afterwards, the bytes by which this process grew at most."""
+    """Yield a list whose one item is, afterwards, the most bytes by which this process grew."""
     process, most, done = psutil.Process(), [0], threading.Event()
     before = process.memory_info().rss
 

@@ -1,6 +1,7 @@
-"""Which collectives a piece of code calls on this rank, with how many bytes; whoever calls them, DeepSpeed included."""
+"""Counts the collectives that a piece of code calls on this rank, DeepSpeed's included, and their bytes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as torch_dist
@@ -14,26 +15,30 @@ KINDS = {
     "_reduce_scatter_base_": "reduce_scatter",
     "reduce_scatter_": "reduce_scatter",
 }
-"""torch's names of those that get a name of their own here; others keep torch's."""
+"""torch's name of a collective -> its name here; collectives that are not listed keep torch's name."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of one rank."""
+    """One call of a collective by one rank."""
 
     kind: str
+    """Name of the collective, see `KINDS`."""
     ranks: int
-    """Ranks of its group."""
+    """Ranks of the group that takes part."""
     bytes: int
-    """What this rank brings, without any protocol's own."""
+    """Bytes that this rank contributes, without what the protocol adds."""
     sent: int
-    """All-to-all only: the part of it whose destination is another rank."""
+    """Of an all-to-all: the bytes that go to other ranks; 0 for all other collectives."""
     integers: bool
-    """Whether it carries whole numbers: an all-to-all of counts, not of rows."""
+    """Whether the data are whole numbers: an all-to-all of row counts, not of rows."""
 
 
 class Counted(TorchDispatchMode):
-    """Notes the collectives that start inside the context, in `calls`. Slows everything down: time nothing in it."""
+    """Records in `calls` the collectives that start inside the context.
+
+    It slows everything down, so nothing should be timed inside it.
+    """
 
     def __init__(self):
         super().__init__()
@@ -45,17 +50,17 @@ class Counted(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def _call(name: str, args: tuple) -> Call:
+def _call(name: str, args: tuple[Any, ...]) -> Call:
     group = next(torch_dist.ProcessGroup.unbox(a) for a in args if isinstance(a, torch.ScriptObject))
     if name == "alltoall_base_":
-        brings, splits = args[1], args[4]
-        size = brings.nbytes
-        splits = splits or [len(brings) // group.size()] * group.size()
-        sent = size - splits[group.rank()] * (size // len(brings)) if len(brings) else 0
+        data, splits = args[1], args[4]
+        size = data.nbytes
+        splits = splits or [len(data) // group.size()] * group.size()
+        sent = size - splits[group.rank()] * (size // len(data)) if len(data) else 0
     else:
-        # Both tensors of an all-gather or reduce-scatter are given, what comes out and then what goes in.
-        brings = args[1] if KINDS.get(name) in ("all_gather", "reduce_scatter") else args[0]
-        while isinstance(brings, (list, tuple)):
-            brings = brings[0]
-        size, sent = brings.nbytes, 0
-    return Call(KINDS.get(name, name), group.size(), size, sent, not brings.is_floating_point())
+        # An all-gather or reduce-scatter is given two tensors, first the output and then the input.
+        data = args[1] if KINDS.get(name) in ("all_gather", "reduce_scatter") else args[0]
+        while isinstance(data, (list, tuple)):
+            data = data[0]
+        size, sent = data.nbytes, 0
+    return Call(KINDS.get(name, name), group.size(), size, sent, not data.is_floating_point())

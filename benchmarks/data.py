@@ -1,6 +1,6 @@
-"""How fast images come: the loader against a bare loop of the same work, and against the usual WebDataset pipeline.
+"""Throughput of the loader, compared with a bare loop of the same work and with the usual WebDataset pipeline.
 
-`python -m benchmarks.data --data FOLDER` with any ImageNet tars. All of them run in turns in one run; every rate is
+`python -m benchmarks.data --data FOLDER` takes any ImageNet tars. The three alternate within one run; every rate is
 images per second over all processes.
 """
 
@@ -21,13 +21,14 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from rich.console import Console
 from rich.table import Table
 
-from sparse_mlp_ds import dist, host
-from sparse_mlp_ds.data import augment, loader, scan
+from sparse_mlp_ds.data import augment, loader
+from sparse_mlp_ds.data.config import Blur, Jitter, View
 from sparse_mlp_ds.data.index import Index
 from sparse_mlp_ds.data.order import Part, TrainingOrder, micro_batches
-from sparse_mlp_ds.data.sections import Blur, Jitter, View
+from sparse_mlp_ds.distributed import host, process_group
 from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.models.layers import init_weights
+from sparse_mlp_ds.shards import scan
 
 SIZE, CLASSES, BATCH = 224, 1000, 20
 VIEW = View(jitter=Jitter(), grayscale=0.2, blur=Blur(p=0.5), solarize=0.2)  # about the mean of MoCo v3's two
@@ -58,7 +59,8 @@ def main() -> None:
             *(f"{row[k]:.0f}" for k in ("augmented", "usual")), *row["augmented_over_usual"],
         )  # fmt: skip
     Console(width=130).print(table)
-    print(f"data wait of a training step of Sparse-S on {dist.device().type}: {100 * result['data_wait']:.2f} %")
+    device, share = process_group.device().type, 100 * result["data_wait"]
+    print(f"data wait of a training step of Sparse-S on {device}: {share:.2f} %")
     print(f"first batch of {BATCH} at 90 % of an epoch, loader process started: {result['first_batch_seconds']:.2f} s")
     print(
         f"order of 1.28 M samples for 1,024 ranks: {result['order_rank_seconds']:.2f} s and {result['order_mib']:.0f} "
@@ -72,7 +74,7 @@ def _rates(index: Index, folder: Path, workers: int, images: int, rounds: int) -
     slots = lambda: micro_batches(order, steps, range(BATCH))  # noqa: E731
 
     def ours(device_work: Callable) -> float:
-        # What the loader processes leave: on a machine without a GPU they share the cores with the "device".
+        # The threads that the loader processes leave free: without a GPU they share the cores with the "device".
         torch.set_num_threads(max((os.cpu_count() or 1) - workers, 1))
         batches = loader.load(dataset, slots(), workers)
         next(batches)  # the processes are up
@@ -83,14 +85,14 @@ def _rates(index: Index, folder: Path, workers: int, images: int, rounds: int) -
 
     runs = {
         "bare": lambda: _bare(dataset, list(slots()), workers),
-        "loader": lambda: ours(lambda batch: batch.images),
-        "augmented": lambda: ours(lambda batch: augment.views(batch.to(dist.device()), (VIEW,), 0)),
+        "loader": lambda: ours(lambda batch: batch.inputs),
+        "augmented": lambda: ours(lambda batch: augment.views(batch.to(process_group.device()), (VIEW,), 0)),
         "usual": lambda: _usual(folder, images, workers),
     }
     rates = {name: [] for name in runs}
     for number in range(rounds):
         names = list(runs)
-        for name in names[number % 4 :] + names[: number % 4]:  # none always comes behind the same other
+        for name in names[number % 4 :] + names[: number % 4]:  # so that none always follows the same one
             rates[name].append(runs[name]())
     row = {"workers": workers} | {name: statistics.median(values) for name, values in rates.items()}
     row["loader_over_bare"] = _ratio(rates["loader"], rates["bare"])
@@ -105,7 +107,7 @@ def _ratio(above: list[float], below: list[float]) -> tuple[str, str]:
 
 
 def _bare(dataset: loader.ShardDataset, slots: list, workers: int) -> float:
-    """Return the rate of as many processes that do nothing but the same reads, decodes and crops."""
+    """Return the rate of as many processes that only read, decode and crop the same images."""
     context = multiprocessing.get_context("fork")
     ready, results = context.Barrier(workers + 1), context.Queue()
 
@@ -113,9 +115,9 @@ def _bare(dataset: loader.ShardDataset, slots: list, workers: int) -> float:
         torch.set_num_threads(1)
         dataset[part[0]]
         ready.wait()
-        for one in part[1:]:
-            dataset[one]
-        results.put(sum(len(one.samples) for one in part[1:]))
+        for slot in part[1:]:
+            dataset[slot]
+        results.put(sum(len(slot.samples) for slot in part[1:]))
 
     processes = [context.Process(target=work, args=(slots[n::workers],)) for n in range(workers)]
     for process in processes:
@@ -181,7 +183,7 @@ def _random_box(size: tuple[int, int], draw: np.random.Generator) -> tuple:
 
 def _data_wait(index: Index) -> float:
     """Return the share of a training step that waits for data: Sparse-S, 16 images, one loader process."""
-    device, order = dist.device(), _order_of(index, 16)
+    device, order = process_group.device(), _order_of(index, 16)
     model = registry.build(registry.preset("sparse_mlp_s16"), CLASSES).to(device)
     init_weights(model, 0)
     dataset = loader.ShardDataset(index, SIZE, CLASSES, (VIEW,), 0, order)
@@ -202,7 +204,7 @@ def _data_wait(index: Index) -> float:
 
 
 def _first_batch(index: Index) -> float:
-    """Return the seconds from nothing to the first batch, from the place at 90 % of an epoch."""
+    """Return the seconds from the start of the loader to its first batch, at 90 % of an epoch."""
     order = _order_of(index)
     step = int(0.9 * order.steps_per_epoch)
     started = time.perf_counter()
@@ -212,7 +214,10 @@ def _first_batch(index: Index) -> float:
 
 
 def _order() -> dict[str, float]:
-    """Return what the order of ImageNet costs on 1,024 ranks with 4 images each: 1,281 tars of about 1,000."""
+    """Return the seconds and MiB that ImageNet's order takes on 1,024 ranks with 4 images each.
+
+    The data set has 1,281 tars of 1,000 images and one of 167.
+    """
     shards = (1000,) * 1281 + (167,)
 
     def seconds(ranks: range) -> float:
@@ -231,7 +236,7 @@ def _order() -> dict[str, float]:
 
 
 def _order_of(index: Index, batch: int = BATCH) -> TrainingOrder:
-    return TrainingOrder((Part(tuple(len(one) for one in index.shards), len(index)),), batch, 0)
+    return TrainingOrder((Part(tuple(len(shard) for shard in index.shards), len(index)),), batch, 0)
 
 
 if __name__ == "__main__":

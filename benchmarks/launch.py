@@ -1,4 +1,7 @@
-"""Launch to first training step, in seconds, with the parts of it that can be told apart from outside."""
+"""Seconds from the launch to the first training step, and to the steps between that can be seen from outside.
+
+Beside them, in turn: the same command for a program that does nothing but import torch and add up one number.
+"""
 
 import argparse
 import json
@@ -14,19 +17,32 @@ from rich.table import Table
 
 REPOSITORY = Path(__file__).parents[1]
 MARKS = {"ranks spawned": "spawned with command", "plan printed": "ranks ", "first step": "pretrain 1/"}
-"""What is timed -> what its first line holds."""
+"""What is timed -> text of the first line that shows it."""
+TRAINER = [str(REPOSITORY / "train.py"), "--ds_config", str(REPOSITORY / "ds_configs/moe.json")]
+TRAINER += ["--set", "train.max_steps=1"]
+BARE = """
+import torch
+torch.distributed.init_process_group("gloo")
+torch.distributed.all_reduce(torch.ones(1))
+print("added up", flush=True)
+"""
 
 
 def main() -> None:
     """Time several launches and print the median of each part."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--launches", type=int, default=3, help="the first one, with cold caches, is left out")
+    parser.add_argument(
+        "--launches", type=int, default=3, help="launches; the first one, with cold caches, is not counted"
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
 
-    launches = [_launch(args.ranks) for _ in range(args.launches)][1 if args.launches > 1 else 0 :]
-    rows = {part: [launch[part] for launch in launches] for part in MARKS}
+    launches = [
+        _launch(args.ranks, TRAINER, MARKS) | _launch(args.ranks, ["bare.py"], {"nothing but torch": "added up"})
+        for _ in range(args.launches)
+    ][1 if args.launches > 1 else 0 :]
+    rows = {part: [launch[part] for launch in launches] for part in launches[0]}
     if args.json:
         print(json.dumps(rows))
         return
@@ -38,17 +54,18 @@ def main() -> None:
     Console().print(table)
 
 
-def _launch(ranks: int) -> dict[str, float]:
-    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(ranks), str(REPOSITORY / "train.py")]
-    command += ["--ds_config", str(REPOSITORY / "ds_configs/moe.json"), "--set", "train.max_steps=1"]
+def _launch(ranks: int, program: list[str], marks: dict[str, str]) -> dict[str, float]:
+    """Return the seconds until lines were printed. marks: what is timed -> text of the first line that shows it."""
+    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(ranks), *program]
     seen: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "bare.py").write_text(BARE)
         started = time.perf_counter()
         with subprocess.Popen(
             command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process:
             for line in process.stdout:
-                for part, mark in MARKS.items():
+                for part, mark in marks.items():
                     if mark in line and part not in seen:
                         seen[part] = time.perf_counter() - started
         if process.returncode:

@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from sparse_mlp_ds import dist, rng
+from benchmarks.neighbours import busy
+from sparse_mlp_ds import rng
+from sparse_mlp_ds.distributed import process_group
 from sparse_mlp_ds.models.layers import Mlp, init_weights
 from sparse_mlp_ds.moe.layer import MoELayer, Routing
 
@@ -35,31 +37,35 @@ def main() -> None:
     """Measure and print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--neighbours", nargs="+", type=int, default=[0], help="busy processes beside it, in turn (0)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    with dist.process_group():
+    with process_group.join():
         from sparse_mlp_ds.train.engine import init_deepspeed
 
         init_deepspeed()
-        rows = [_case(name, args.rounds) for name in CASES]
+        rows = []
+        for number in args.neighbours:
+            with busy(number):
+                rows += [_case(name, args.rounds) | {"neighbours": number} for name in CASES]
         exponent = _memory_exponent()
     if args.json:
         print(json.dumps({"layers": rows, "memory_exponent": exponent}))
         return
     ratios = ("ours / dense", "quartiles", "stock / ours", "quartiles")
-    table = Table("layer", "placed", *(f"{k} ms" for k in KINDS), *ratios)
+    table = Table("layer", "neighbours", "placed", *(f"{k} ms" for k in KINDS), *ratios)
     for row in rows:
         figures = [f"{row[kind]:.0f}" for kind in KINDS]
         ratios = [f"{row['over_dense']:.2f}", row["over_dense_spread"], f"{row['stock_over']:.2f}", row["stock_spread"]]
-        table.add_row(row["layer"], f"{100 * row['placed']:.0f} %", *figures, *ratios)
+        table.add_row(row["layer"], str(row["neighbours"]), f"{100 * row['placed']:.0f} %", *figures, *ratios)
     Console(width=130).print(table)
     print(f"bytes kept for backward grow with the number of items to the power {exponent:.3f}")
 
 
 def _case(name: str, rounds: int) -> dict:
     items, dim, hidden, experts, k = CASES[name]
-    x = torch.randn(IMAGES, items, dim, device=dist.device(), requires_grad=True)
-    keys = rng.sample_keys(0, torch.arange(IMAGES, device=dist.device()), "benchmark")
+    x = torch.randn(IMAGES, items, dim, device=process_group.device(), requires_grad=True)
+    keys = rng.sample_keys(0, torch.arange(IMAGES, device=process_group.device()), "benchmark")
     dense, ours, stock = (
         Mlp(dim, k * hidden).to(x.device),
         _ours(dim, hidden, experts, k),
@@ -72,7 +78,7 @@ def _case(name: str, rounds: int) -> dict:
     }
     times = {kind: [] for kind in KINDS}
     for number in range(WARM_UP + rounds):
-        for kind in KINDS[number % 3 :] + KINDS[: number % 3]:  # none always comes behind the same other
+        for kind in KINDS[number % 3 :] + KINDS[: number % 3]:  # so that no kind always follows the same one
             seconds = _timed(*layers[kind], x)
             if number >= WARM_UP:
                 times[kind].append(seconds)
@@ -99,7 +105,7 @@ def _quartiles(values: list[float]) -> str:
 def _ours(dim: int, hidden: int, experts: int, k: int) -> nn.Module:
     layer = MoELayer(dim, experts, k, lambda: Mlp(dim, hidden), Routing())
     init_weights(layer, 0)
-    return layer.to(dist.device())
+    return layer.to(process_group.device())
 
 
 def _stock(dim: int, hidden: int, experts: int, k: int) -> nn.Module:
@@ -107,7 +113,7 @@ def _stock(dim: int, hidden: int, experts: int, k: int) -> nn.Module:
 
     layer = MoE(dim, Mlp(dim, hidden), experts, ep_size=1, k=k, capacity_factor=Routing().capacity_factor)
     layer.set_deepspeed_parallelism()
-    return layer.to(dist.device())
+    return layer.to(process_group.device())
 
 
 def _timed(layer: nn.Module, forward, x: torch.Tensor) -> float:
@@ -126,8 +132,8 @@ def _memory_exponent() -> float:
     layer, points = _ours(dim, hidden, experts, k), []
     parameters = {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()}
     for images in (8, 16, 32, 64):
-        x = torch.randn(images, items, dim, device=dist.device(), requires_grad=True)
-        keys = rng.sample_keys(0, torch.arange(images, device=dist.device()), "benchmark")
+        x = torch.randn(images, items, dim, device=process_group.device(), requires_grad=True)
+        keys = rng.sample_keys(0, torch.arange(images, device=process_group.device()), "benchmark")
         saved: dict[int, int] = {}
 
         def note(tensor, saved=saved):

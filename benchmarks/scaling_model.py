@@ -1,96 +1,47 @@
-"""A model with paper and pencil of a training step on GPUs: compute, plus what each collective takes, one by one.
+"""Predicts the time of a training step on GPUs: that of compute, plus that of each collective.
 
     step = MACs / rate + sum over collectives (latency + bytes / bandwidth) - what is hidden behind compute
 
-No GPU was at hand: `Cluster` holds what was assumed. `python -m benchmarks.scaling_model` prints what docs/scaling.md
-shows.
+The prediction was made without a GPU; `Cluster` holds its assumptions. `python -m benchmarks.scaling_model` prints the
+tables of docs/scaling.md.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
-from benchmarks import scaling_counts
-from benchmarks.scaling_counts import Collective
 from benchmarks.scaling_report import print_table
-from sparse_mlp_ds.models import macs, registry
-from sparse_mlp_ds.models.spec import MixerSpec, MoESpec
+from sparse_mlp_ds.distributed.network_model import Cluster, Collective, seconds
+from sparse_mlp_ds.models import cost, registry
+from sparse_mlp_ds.models.base_spec import MoESpec
+from sparse_mlp_ds.models.spec import MixerSpec
+from sparse_mlp_ds.train import step_collectives
 
 BF16 = 2
 BATCH, CLASSES, HIDDEN, DIM = 4096, 1000, 4096, 256
-"""Images of a step; ImageNet's classes; MoCo v3's heads: as in the recipes."""
+"""Images of a step, classes of ImageNet, and hidden and output width of MoCo v3's heads, as in the recipes."""
 PARTS = {
     "rows": "rows", "row counts": "rows", "dense gradients": "gradients", "experts gradients": "gradients",
     "dense weights": "weights", "experts weights": "weights", "dense masters": "masters", "experts masters": "masters",
 }  # fmt: skip
-"""What a collective is for -> column of the tables; the others are small."""
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Nodes of GPUs: an H100 SXM's and a ConnectX-7's data sheets, and assumptions."""
-
-    node: int = 8
-    """GPUs in a node, each with a network card of its own."""
-    peak: float = 989e12
-    """bf16 operations per second of a GPU's tensor cores (data sheet, dense)."""
-    peak_float32: float = 67e12
-    """float32 operations per second, TF32 off, as torch has it (data sheet)."""
-    efficiency: float = 0.35
-    """Share of the peaks that a step's matrix products reach, everything else counted in (assumed)."""
-    efficiency_float32: float = 0.7
-    """The same of the float32 peak: where products are slow, the rest counts for less (assumed)."""
-    near: float = 450e9
-    """Bytes per second and direction between a GPU and its node (NVLink 4, data sheet)."""
-    far: float = 50e9
-    """The same between a GPU and other nodes (400 Gbit/s, data sheet)."""
-    reached: float = 0.8
-    """Share of both that a collective reaches (assumed)."""
-    launch: float = 10e-6
-    """Seconds before a collective's first byte leaves (assumed)."""
-    near_latency: float = 2e-6
-    """Seconds per hop of a collective inside a node (assumed)."""
-    far_latency: float = 8e-6
-    """The same between nodes (assumed)."""
+"""Purpose of a collective -> column of the tables; all other collectives are in the column `small`."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A predicted step."""
+    """The prediction for a step."""
 
     compute: float
-    """Seconds."""
+    """Seconds of compute."""
     parts: dict[str, float]
-    """Seconds of communication, by what it is for."""
+    """Seconds of communication, by purpose."""
     images: int
-    """Of the global batch."""
+    """Images of the global batch."""
 
     @property
     def seconds(self) -> float:
-        """The whole step."""
+        """Seconds of the whole step."""
         return self.compute + sum(self.parts.values())
-
-
-def seconds(collective: Collective, cluster: Cluster) -> float:
-    """Return how long a collective's calls take, one after the other."""
-    ranks = collective.ranks
-    inside = min(ranks, max(cluster.node // collective.stride, 1))  # of its ranks, those in one node
-    nodes = math.ceil(ranks / inside)
-    near, far = cluster.near * cluster.reached, cluster.far * cluster.reached
-    if collective.kind == "all_to_all":  # all pairs at once; NVLink and the network work side by side
-        latency = cluster.launch + (cluster.near_latency if nodes == 1 else cluster.far_latency)
-        size = collective.bytes / ranks
-        return collective.calls * latency + max(size * (inside - 1) / near, size * (ranks - inside) / far)
-    # Trees for the latency; for the bytes, rings through all nodes, one per network card of the group in a node.
-    passes, size = (2, collective.bytes / ranks) if collective.kind == "all_reduce" else (1, collective.bytes)
-    climb = _levels(inside) * cluster.near_latency + _levels(nodes) * cluster.far_latency
-    bandwidth = near if nodes == 1 else min(near, inside * far)
-    return collective.calls * (cluster.launch + passes * climb) + passes * (ranks - 1) * size / bandwidth
-
-
-def _levels(ranks: int) -> int:
-    return math.ceil(math.log2(ranks))
 
 
 def predict(
@@ -102,10 +53,17 @@ def predict(
     cluster: Cluster = Cluster(),
     hidden: float = 0.0,
 ) -> Step:
-    """Return the step of a stage, `supervised` or `pretrain` (MoCo v3), in bf16 with ZeRO 1 or 2.
+    """Return the prediction for a step in bf16 with ZeRO 1 or 2.
 
-    ep: ranks that share one set of experts, by kind. batch: images over all ranks. hidden: share of the gradients'
-    reduction that runs beside the backward pass; DeepSpeed's default bucket holds all of them, so nothing does.
+    Args:
+        spec: The model.
+        stage: `supervised`, or `pretrain` for MoCo v3.
+        world: Number of GPUs.
+        ep: Ranks that share one set of experts, by mixing type.
+        batch: Images over all ranks.
+        cluster: The assumptions.
+        hidden: Share of the reduction of gradients that runs during the backward pass. It is 0 with DeepSpeed's default
+            bucket, which holds all gradients.
     """
     images = batch // world
     parts: dict[str, float] = {}
@@ -121,32 +79,32 @@ def predict(
 @cache
 def _collectives(spec: MixerSpec, stage: str, world: int, ep: tuple, images: int) -> list[Collective]:
     if stage == "supervised":
-        return scaling_counts.supervised(spec, CLASSES, world, dict(ep), images, BF16)
-    return scaling_counts.pretraining(spec, HIDDEN, DIM, world, dict(ep), images, BF16)
+        return step_collectives.supervised(spec, CLASSES, world, dict(ep), images, BF16)
+    return step_collectives.pretraining(spec, HIDDEN, DIM, world, dict(ep), images, BF16)
 
 
 @cache
 def _macs(spec: MixerSpec, stage: str) -> tuple[int, int]:
-    """Multiply-accumulates per image, in bf16 and in float32; a backward pass is two forward ones."""
-    backbone = macs.cost(spec).macs
+    """Return multiply-accumulates per image in bf16 and in float32; a backward pass counts as two forward passes."""
+    backbone = cost.cost(spec).macs
     if stage == "supervised":
         return 3 * (backbone + spec.width * CLASSES), 0
-    net = scaling_counts.online_net(spec, HIDDEN, DIM)
+    net = step_collectives.online_net(spec, HIDDEN, DIM)
     projector, predictor = (
         sum(p.numel() for p in m.parameters() if p.ndim == 2) for m in (net.projector, net.predictor)
     )
-    # Two crops through the online net, and through the float32 momentum net without a way back.
+    # Two crops go through the online net, and through the float32 momentum net without a backward pass.
     return 2 * 3 * (backbone + projector + predictor), 2 * (backbone + projector)
 
 
 def more_experts(spec: MixerSpec, experts: int) -> MixerSpec:
-    """Return the model with so many experts of both kinds: more weights, but no more MACs."""
+    """Return the model with this number of experts of both kinds: it has more weights, but as many MACs."""
     more = lambda moe: MoESpec(**moe.model_dump() | {"experts": experts})  # noqa: E731
     return spec.model_copy(update={"moe_s": more(spec.moe_s), "moe_c": more(spec.moe_c)})
 
 
 def layouts() -> list[tuple[str, MixerSpec, dict[str, int]]]:
-    """(name, model, ep) of what is predicted: as published, and with 64 experts of both kinds."""
+    """Return name, model and ep of each prediction: models as published, and with 64 experts of both kinds."""
     b, large = registry.preset("sparse_mlp_b16"), registry.preset("sparse_mlp_l16")
     both = lambda ep: {"moe_s": ep, "moe_c": ep}  # noqa: E731
     wide = [(f"Sparse-B, 64 experts, ep {ep}", more_experts(b, 64), both(ep)) for ep in (1, 8, 32, 64)]
@@ -179,7 +137,7 @@ def main() -> None:
 
 
 def _what_if() -> tuple[list[str], list[list[str]]]:
-    """One assumption at a time: head and rows."""
+    """Return head and rows of the table in which one assumption at a time is different."""
     plain, b = Cluster(), registry.preset("sparse_mlp_b16")
     slow = {"launch": 2 * plain.launch, "near_latency": 2 * plain.near_latency, "far_latency": 2 * plain.far_latency}
     idle = {"efficiency": plain.efficiency / 2, "efficiency_float32": plain.efficiency_float32 / 2}

@@ -1,6 +1,6 @@
-"""One rank of `benchmarks.scaling`: takes commands from standard input, a JSON line each, until that closes.
+"""One rank of `benchmarks.scaling`: reads commands from standard input, one line of JSON each, until it is closed.
 
-Rank 0 answers each with a line of JSON. Groups of ranks that are not asked anything sleep, and disturb nobody.
+Rank 0 answers each command with a line of JSON. Ranks without a command sleep, so that they do not disturb others.
 """
 
 import json
@@ -14,32 +14,35 @@ import torch
 import torch.distributed as torch_dist
 
 from benchmarks.collectives import Counted
-from sparse_mlp_ds import dist, ds_config, rng
-from sparse_mlp_ds.ds_config import Batch
+from sparse_mlp_ds import rng
+from sparse_mlp_ds.config import deepspeed_json
+from sparse_mlp_ds.config.batch import BatchPlan
+from sparse_mlp_ds.config.deepspeed_json import DeepSpeedJson
+from sparse_mlp_ds.config.recipe import MoE
+from sparse_mlp_ds.config.stages import Optimizer
+from sparse_mlp_ds.distributed import comm, process_group
 from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.models.layers import init_weights
 from sparse_mlp_ds.moe.expert_parallel import ExpertParallelMoE
-from sparse_mlp_ds.recipe import MoE
-from sparse_mlp_ds.stages import Optimizer
 from sparse_mlp_ds.train import engine
 
 CLASSES = 10
 SIZES = (8, 64 << 10, 256 << 10, 1 << 20, 2 << 20)
-"""Bytes of the collectives that are timed by themselves."""
+"""Bytes of the collectives that are timed alone."""
 REPEATS = 4
 
 
 def main() -> None:
-    """Join the group and serve. Arguments: the model's name, the DeepSpeed JSON."""
+    """Join the group and execute commands. Arguments of the process: name of the model, path of the DeepSpeed JSON."""
     model, config = sys.argv[1:]
-    with dist.process_group():
+    with process_group.join():
         torch.set_num_threads(1)
         engine.init_deepspeed()
-        rank = _Rank(model, ds_config.load(config))
+        rank = _Rank(model, deepspeed_json.load(config))
         actions = {"steps": rank.steps, "count": rank.count, "collectives": _collectives}
         answer: Any = "ready"
         while True:
-            if dist.rank() == 0:
+            if process_group.rank() == 0:
                 print(json.dumps({"answer": answer}), flush=True)
             if not (line := sys.stdin.readline()):
                 break
@@ -48,27 +51,27 @@ def main() -> None:
 
 
 class _Rank:
-    def __init__(self, model: str, config: dict[str, Any]):
-        world = dist.world_size()
+    def __init__(self, model: str, config: DeepSpeedJson):
+        world = process_group.world_size()
         self.spec = registry.preset(model)
         module = registry.build(
             self.spec, CLASSES, engine.expert_parallel(MoE(), dict.fromkeys(self.spec.experts, world))
         )
         init_weights(module, 0)
-        self.engine = engine.build(module, Optimizer(base_lr=1e-3), Batch(world, 1, 1), config)
+        self.engine = engine.build(module, Optimizer(base_lr=1e-3), BatchPlan(world, 1, 1), config)
         engine.set_learning_rate(self.engine, 1e-4)
 
     def steps(self, images: int, count: int) -> dict[str, Any]:
         """Return the seconds of `count` steps of `images` per rank, and the CPU seconds of one step over all ranks."""
         data = self._data(images)
         self._step(*data)
-        dist.barrier()
+        comm.barrier()
         times, cpu = [], time.process_time()
         for _ in range(count):
             started = time.perf_counter()
             self._step(*data)
             times.append(time.perf_counter() - started)
-        cpu = dist.all_reduce(torch.tensor(time.process_time() - cpu, dtype=torch.float64))
+        cpu = comm.all_reduce(torch.tensor(time.process_time() - cpu, dtype=torch.float64))
         return {"seconds": times, "cpu": float(cpu) / count}
 
     def count(self, images: int) -> list[dict[str, Any]]:
@@ -78,12 +81,12 @@ class _Rank:
             self._step(*data)
         with torch.no_grad(), _noted(self.engine.module) as rows, Counted() as forward:
             self.engine.module(data[0])
-        mine = {"step": [vars(c) for c in step.calls], "forward": [vars(c) for c in forward.calls], "rows": rows}
-        return dist.gather_objects(mine)
+        own = {"step": [vars(c) for c in step.calls], "forward": [vars(c) for c in forward.calls], "rows": rows}
+        return comm.gather_objects(own)
 
     def _data(self, images: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        side, numbers = self.spec.image_size, torch.arange(images) + dist.rank() * images
-        generator = torch.Generator().manual_seed(dist.rank())
+        side, numbers = self.spec.image_size, torch.arange(images) + process_group.rank() * images
+        generator = torch.Generator().manual_seed(process_group.rank())
         pixels = torch.randn(images, 3, side, side, generator=generator)
         return pixels, numbers % CLASSES, rng.sample_keys(0, numbers, "benchmark")
 
@@ -96,14 +99,14 @@ class _Rank:
 
 @contextmanager
 def _noted(module: torch.nn.Module) -> Iterator[list[list[int]]]:
-    """Give a list that takes the rows which each MoE layer sends to each expert, layer by layer."""
+    """Yield a list that gets, for each MoE layer, the number of rows that it sends to each expert."""
     layers = [layer for layer in module.modules() if isinstance(layer, ExpertParallelMoE)]
     noted: list[list[int]] = []
     for layer in layers:
 
-        def run(rows, counts, keys, inner=layer.run_experts):
-            noted.append(counts.tolist())
-            return inner(rows, counts, keys)
+        def run(items, routes, keys, inner=layer.run_experts):
+            noted.append(routes.counts.tolist())
+            return inner(items, routes, keys)
 
         layer.run_experts = run
     yield noted
@@ -112,25 +115,25 @@ def _noted(module: torch.nn.Module) -> Iterator[list[list[int]]]:
 
 
 def _collectives() -> list[dict[str, Any]]:
-    """Return the seconds of a collective, one right behind the other, by kind and bytes that a rank brings."""
-    world, found = dist.world_size(), []
+    """Return the mean seconds of a collective that is called several times in a row, by kind and bytes per rank."""
+    world, timings = process_group.world_size(), []
     for size in SIZES:
-        brings = torch.zeros(-(-size // (4 * world)) * world)
-        gathered = torch.zeros(world * len(brings))
+        data = torch.zeros(-(-size // (4 * world)) * world)
+        gathered = torch.zeros(world * len(data))
         kinds = {
-            "all_to_all": lambda brings=brings: torch_dist.all_to_all_single(torch.empty_like(brings), brings),
-            "all_reduce": lambda brings=brings: torch_dist.all_reduce(brings),
-            "all_gather": lambda brings=brings, out=gathered: torch_dist.all_gather_into_tensor(out, brings),
+            "all_to_all": lambda data=data: torch_dist.all_to_all_single(torch.empty_like(data), data),
+            "all_reduce": lambda data=data: torch_dist.all_reduce(data),
+            "all_gather": lambda data=data, out=gathered: torch_dist.all_gather_into_tensor(out, data),
         }
         for kind, action in kinds.items():
             action()
-            dist.barrier()
+            comm.barrier()
             started = time.perf_counter()
             for _ in range(REPEATS):
                 action()
             seconds = (time.perf_counter() - started) / REPEATS
-            found.append({"kind": kind, "bytes": brings.nbytes, "seconds": seconds})
-    return found
+            timings.append({"kind": kind, "bytes": data.nbytes, "seconds": seconds})
+    return timings
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `benchmarks.scaling` measured, as tables: throughput, bytes, single collectives, and what a delay adds."""
+"""The results of `benchmarks.scaling` as tables: throughput, bytes, single collectives, and the cost of delays."""
 
 import statistics
 from collections.abc import Sequence
@@ -7,21 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.scaling_counts import FLOAT32, mixtures
+from sparse_mlp_ds.config.recipe import MoE
 from sparse_mlp_ds.models import registry
-from sparse_mlp_ds.recipe import MoE
+from sparse_mlp_ds.train.step_collectives import FLOAT32, mixtures
 
-Found = dict[str, Any]
+Results = dict[str, Any]
 
 
-def show(found: Found) -> None:
-    """Print all tables as Markdown: medians over rounds, in brackets their quartiles."""
-    print(f"One host had a core for {100 * quiet(found):.0f} % of its time; the rest went to other jobs.\n")
+def show(results: Results) -> None:
+    """Print all tables as Markdown; each figure is a median over rounds, with its quartiles in brackets."""
+    print(f"One host had a core for {100 * quiet(results):.0f} % of its time; the rest went to other jobs.\n")
     head = ("", "hosts", "images per host", "delay", "step", "images/s over 1 host", "of the ideal", "CPU time")
     rows = [
         (row["mode"], row["hosts"], row["images"], f"{row['delay']:g} ms", f"{_of(row['seconds'], 1000, 0)} ms")
         + (_of(row["speedup"]), _of(row["efficiency"]), f"{statistics.median(row['cpu']):.2f} s")
-        for row in throughput(found)
+        for row in throughput(results)
         if row["hosts"] > 1 or not row["delay"]
     ]
     print_table(head, rows)
@@ -29,7 +29,7 @@ def show(found: Found) -> None:
     rows = [
         (row["hosts"], f"{row['sent'] / 1e6:.2f} MB", f"{row['least'] / 1e6:.2f} MB")
         + tuple(f"{row[ratio]:.3f}" for ratio in ("ratio", "no_drops", "padded", "padded_no_drops"))
-        for row in traffic(found)
+        for row in traffic(results)
     ]
     print_table(head, rows)
     head = ("", "hosts", "delay", "8 bytes", "256 KB", "2 MB", "bandwidth per rank")
@@ -37,51 +37,51 @@ def show(found: Found) -> None:
         (row["kind"], row["hosts"], f"{row['delay']:g} ms")
         + tuple(f"{1000 * row[size]:.1f} ms" for size in ("small", "middle", "large"))
         + (f"{row['bandwidth'] / 1e6:.0f} MB/s",)
-        for row in single(found)
+        for row in single(results)
     ]
     print_table(head, rows)
     head = ("hosts", "delay", "collectives", "of them all-to-all", "hops x delay", "from single ones", "measured")
     rows = [
         (row["hosts"], f"{row['delay']:g} ms", row["calls"], row["all_to_alls"], f"{1000 * row['hops']:.0f} ms")
         + (f"{1000 * row['predicted']:.0f} ms", f"{_of(row['measured'], 1000, 0)} ms")
-        for row in added(found)
+        for row in added(results)
     ]
     print_table(head, rows)
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a Markdown table: text in its first column, figures in the others."""
+    """Print a Markdown table whose first column is text and whose other columns are figures."""
     for cells in (head, ("---", *["---:"] * (len(head) - 1)), *rows):
         print(f"| {' | '.join(map(str, cells))} |")
     print()
 
 
-def quiet(found: Found) -> float:
-    """Return one host's CPU time over its time: below 1 by as much as the machine was not this benchmark's own."""
+def quiet(results: Results) -> float:
+    """Return the CPU time of one host divided by its elapsed time; it is below 1 if other jobs used the machine."""
     return statistics.median(
-        step["cpu"] / statistics.mean(step["seconds"]) for step in found["steps"] if step["hosts"] == 1
+        step["cpu"] / statistics.mean(step["seconds"]) for step in results["steps"] if step["hosts"] == 1
     )
 
 
-def throughput(found: Found) -> list[Found]:
-    """Return one row per series, hosts and delay; each list has a figure per round.
+def throughput(results: Results) -> list[Results]:
+    """Return one row per series, number of hosts and delay; each list in it has one figure per round.
 
-    Images per second are set against one host of the same round and delay. Ranks have one thread each, so no number of
-    hosts can do more than the cores: that is `ideal`.
+    `speedup` compares images per second with those of one host in the same round and with the same delay. Each rank has
+    one thread, so the number of cores limits the speedup: that limit is `ideal`.
     """
-    cells = _cells(found)
-    hosts = sorted({step["hosts"] for step in found["steps"]})
-    delays = sorted({step["delay"] for step in found["steps"]})
+    cells = _cells(results)
+    hosts = sorted({step["hosts"] for step in results["steps"]})
+    delays = sorted({step["delay"] for step in results["steps"]})
     rows = []
     for mode in ("strong", "weak"):
         for n in hosts:
-            images = found["strong"] // n if mode == "strong" else found["weak"]
-            base = found["strong"] if mode == "strong" else found["weak"]
-            ideal = min(n, found["cores"])
+            images = results["strong"] // n if mode == "strong" else results["weak"]
+            base = results["strong"] if mode == "strong" else results["weak"]
+            ideal = min(n, results["cores"])
             for delay in delays:
                 times, cpu = cells[n, images, delay]
                 speedup = [
-                    (n * images / t) / (base / one) for t, one in zip(times, cells[1, base, delay][0], strict=True)
+                    (n * images / t) / (base / alone) for t, alone in zip(times, cells[1, base, delay][0], strict=True)
                 ]
                 rows.append(
                     {"mode": mode, "hosts": n, "images": images, "delay": delay, "seconds": times, "cpu": cpu}
@@ -90,13 +90,13 @@ def throughput(found: Found) -> list[Found]:
     return rows
 
 
-def traffic(found: Found) -> list[Found]:
-    """Return per number of hosts the rows sent between ranks, in bytes, and ratios to the least there can be."""
-    layers, rows = mixtures(registry.preset(found["model"])), []
+def traffic(results: Results) -> list[Results]:
+    """Return per number of hosts the bytes of rows that ranks send each other, and ratios to the least possible."""
+    layers, rows = mixtures(registry.preset(results["model"])), []
     factor = {"moe_s": MoE().capacity_factor_s, "moe_c": MoE().capacity_factor_c}
-    for count in found["counts"]:
+    for count in results["counts"]:
         n, images, ranks = count["hosts"], count["images"], count["ranks"]
-        # Rows go there and back, in the backward pass once more; of each, (n - 1) of n stay not where they are.
+        # Rows travel to their experts and back, in both passes; (n - 1) of n rows belong to a different rank.
         remote = 4 * n * (n - 1) / n
         sent, forward = (
             sum(c["sent"] for rank in ranks for c in rank[part] if c["kind"] == "all_to_all" and not c["integers"])
@@ -115,12 +115,12 @@ def traffic(found: Found) -> list[Found]:
     return rows
 
 
-def single(found: Found) -> list[Found]:
-    """Return single collectives' seconds, and the bandwidth that a line through seconds over bytes gives."""
+def single(results: Results) -> list[Results]:
+    """Return the seconds of single collectives, and the bandwidth from a line fitted to seconds over bytes."""
     rows = []
-    for (kind, n, delay), points in _single(found).items():
+    for (kind, n, delay), points in _single(results).items():
         sizes, times = list(points), list(points.values())
-        # What a rank sends: of an all-to-all all but its own part, of an all-reduce's ring twice that.
+        # Share of its data that a rank sends: in an all-to-all all but its own part, in an all-reduce ring twice that.
         outward = {"all_to_all": (n - 1) / n, "all_reduce": 2 * (n - 1) / n, "all_gather": n - 1}[kind]
         slope = statistics.linear_regression(sizes, times).slope
         at = lambda size, sizes=sizes, times=times: float(np.interp(size, sizes, times))  # noqa: E731
@@ -131,16 +131,16 @@ def single(found: Found) -> list[Found]:
     return rows
 
 
-def added(found: Found) -> list[Found]:
-    """Return what delays add to a step of the strong series: measured, and foretold in two ways.
+def added(results: Results) -> list[Results]:
+    """Return the seconds that delays add to a step of the strong series: measured, and predicted in two ways.
 
-    `hops`: from how gloo works, the delays that a collective has one after the other. An all-to-all is a round trip,
-    as receivers first say that they are ready; rings have a round trip for each rank but one. `predicted`: each is as
-    much longer as one of its kind and size alone.
+    `hops` counts the delays that follow one another inside each collective of gloo: an all-to-all is a round trip,
+    because receivers first announce that they are ready; a ring has one round trip fewer than ranks. `predicted` adds
+    to each collective what the delay adds to a single one of its kind and size.
     """
-    cells, alone, rows = _cells(found), _single(found), []
-    delays = sorted({step["delay"] for step in found["steps"]} - {0})
-    for count in found["counts"]:
+    cells, alone, rows = _cells(results), _single(results), []
+    delays = sorted({step["delay"] for step in results["steps"]} - {0})
+    for count in results["counts"]:
         n, images = count["hosts"], count["images"]
         calls = [call for call in count["ranks"][0]["step"] if call["ranks"] > 1]
         for delay in delays:
@@ -160,13 +160,13 @@ def added(found: Found) -> list[Found]:
     return rows
 
 
-def plot(found: Found, path: Path) -> None:
-    """Draw images per second over hosts."""
+def plot(results: Results, path: Path) -> None:
+    """Draw images per second over the number of hosts into an SVG file."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    rows = throughput(found)
+    rows = throughput(results)
     with rc_context({"svg.hashsalt": "sparse_mlp_ds", "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure = Figure(figsize=(8, 3.4), layout="constrained")
         for axes, mode in zip(figure.subplots(1, 2, sharey=True), ("strong", "weak"), strict=True):
@@ -177,29 +177,29 @@ def plot(found: Found, path: Path) -> None:
                 (line,) = axes.plot(hosts, middles, marker="o", label=f"{delay:g} ms")
                 spread = np.array([_quartiles(row["speedup"]) for row in series]).T
                 axes.vlines(hosts, *spread, color=line.get_color())
-            axes.plot(hosts, [row["ideal"] for row in series], "k--", label=f"{found['cores']} cores")
+            axes.plot(hosts, [row["ideal"] for row in series], "k--", label=f"{results['cores']} cores")
             axes.set(title=f"{mode} scaling", xlabel="hosts", xticks=hosts, ylim=(0, None))
         figure.axes[0].set_ylabel("images/s over one host")
         figure.legend(*axes.get_legend_handles_labels(), title="delay, one way", loc="outside right center")
         FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None})
 
 
-def _cells(found: Found) -> dict[tuple[int, int, float], tuple[list[float], list[float]]]:
-    """(hosts, images per host, delay) -> a round's median step and CPU seconds, round by round."""
+def _cells(results: Results) -> dict[tuple[int, int, float], tuple[list[float], list[float]]]:
+    """Return (hosts, images per host, delay) -> median seconds and CPU seconds of a step, two lists over rounds."""
     cells: dict[tuple[int, int, float], tuple[list[float], list[float]]] = {}
-    for step in found["steps"]:
+    for step in results["steps"]:
         times, cpu = cells.setdefault((step["hosts"], step["images"], step["delay"]), ([], []))
         times.append(statistics.median(step["seconds"]))
         cpu.append(step["cpu"])
     return cells
 
 
-def _single(found: Found) -> dict[tuple[str, int, float], dict[int, float]]:
-    """(kind, hosts, delay) -> bytes -> median seconds."""
+def _single(results: Results) -> dict[tuple[str, int, float], dict[int, float]]:
+    """Return (kind, hosts, delay) -> bytes -> median seconds."""
     times: dict[tuple[str, int, float], dict[int, list[float]]] = {}
-    for one in found["collectives"]:
-        sizes = times.setdefault((one["kind"], one["hosts"], one["delay"]), {})
-        sizes.setdefault(one["bytes"], []).append(one["seconds"])
+    for timing in results["collectives"]:
+        sizes = times.setdefault((timing["kind"], timing["hosts"], timing["delay"]), {})
+        sizes.setdefault(timing["bytes"], []).append(timing["seconds"])
     return {key: {size: statistics.median(t) for size, t in sizes.items()} for key, sizes in sorted(times.items())}
 
 

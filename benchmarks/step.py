@@ -9,7 +9,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sparse_mlp_ds import host, rng
+from benchmarks.neighbours import busy
+from sparse_mlp_ds import rng
+from sparse_mlp_ds.distributed import host
 from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.models.layers import init_weights
 
@@ -22,6 +24,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=PAIRS, default=list(PAIRS))
     parser.add_argument("--images", type=int, default=8, help="batch size; routing groups have 8 images")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--neighbours", nargs="+", type=int, default=[0], help="busy processes beside it, in turn (0)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     host.keep_freed_memory()  # as every rank without a GPU does
@@ -32,22 +35,32 @@ def main() -> None:
         steps = [_stepper(name, args.images, device) for name in PAIRS[size]]
         for step in steps:
             step()  # warm up
-        times = [[_timed(step, device) for step in steps] for _ in range(args.rounds)]
-        ratios = [dense / sparse for dense, sparse in times]
-        for position, name in enumerate(PAIRS[size]):
-            rates = [args.images / round_[position] for round_ in times]
-            rows.append(
-                {"model": name, "images_per_second": statistics.median(rates), "spread": [min(rates), max(rates)]}
-            )
-        rows[-1] |= {"ratio_to_dense": statistics.median(ratios), "ratio_spread": [min(ratios), max(ratios)]}
+        for number in args.neighbours:
+            with busy(number):
+                times = [[_timed(step, device) for step in steps] for _ in range(args.rounds)]
+            rows += _rows(PAIRS[size], times, args.images, number)
     if args.json:
         print(json.dumps(rows))
         return
-    table = Table("model", "img/s", "spread", "sparse / dense", "spread", title=f"training steps on {device.type}")
+    columns = ("model", "neighbours", "img/s", "spread", "sparse / dense", "spread")
+    table = Table(*columns, title=f"training steps on {device.type}")
     for row in rows:
         ratio = (f"{row['ratio_to_dense']:.2f}", _spread(row["ratio_spread"])) if "ratio_to_dense" in row else ("", "")
-        table.add_row(row["model"], f"{row['images_per_second']:.2f}", _spread(row["spread"]), *ratio)
+        model = (row["model"], str(row["neighbours"]))
+        table.add_row(*model, f"{row['images_per_second']:.2f}", _spread(row["spread"]), *ratio)
     Console().print(table)
+
+
+def _rows(names: tuple[str, str], times: list[list[float]], images: int, neighbours: int) -> list[dict]:
+    """Return a row for each model of a pair. times: in each round, seconds of a step of each."""
+    rows = []
+    for position, name in enumerate(names):
+        rates = [images / round_[position] for round_ in times]
+        rows.append({"model": name, "neighbours": neighbours, "images_per_second": statistics.median(rates)})
+        rows[-1]["spread"] = [min(rates), max(rates)]
+    ratios = [dense / sparse for dense, sparse in times]
+    rows[-1] |= {"ratio_to_dense": statistics.median(ratios), "ratio_spread": [min(ratios), max(ratios)]}
+    return rows
 
 
 def _stepper(name: str, images: int, device: torch.device):
