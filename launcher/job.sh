@@ -14,6 +14,7 @@ newest_step() {
     for manifest in "$OUT"/checkpoints/step_*/manifest.json; do
         [ -e "$manifest" ] || continue
         step=${manifest%/manifest.json} step=${step##*/step_}
+        case $step in *[!0-9]*) continue ;; esac # step_3_best or step_3.bak is the user's
         [ "$step" -le "$newest" ] || newest=$step
     done
     echo "$newest"

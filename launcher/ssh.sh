@@ -20,6 +20,6 @@ for name in $(forwarded | not_secrets); do echo "$name=${!name}"; done >"$DS_ENV
 export DS_ENV_FILE
 
 code=0
-deepspeed --hostfile "$hostfile" --num_nodes "$hosts" --master_port "${MASTER_PORT:-29500}" train.py "$@" || code=$?
+deepspeed --log_level warning --hostfile "$hostfile" --num_nodes "$hosts" --master_port "${MASTER_PORT:-29500}" train.py "$@" || code=$?
 [ "$code" != 85 ] || echo "stopped on request; start again with the same command"
 exit "$code"
