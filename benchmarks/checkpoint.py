@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="folder on the disk to measure (default: for temporary files)")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON in the last line")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         mp.spawn(_rank, (args.ranks, network.free_port(), args.model, args.rounds, folder), nprocs=args.ranks)

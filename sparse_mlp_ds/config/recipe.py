@@ -52,9 +52,23 @@ class MoE(Section):
     """Which items an expert serves first: by `position`, by gate weight (`importance`: V-MoE's Batch Prioritized
     Routing) or at `random`. With `expert_choice`, the experts choose the items."""
     renormalize: bool = False
-    """Divide the gate weights of an item's chosen experts by their sum; the paper does not."""
+    """Divide the gate weights of an item's chosen experts by their sum; the paper does not. With one expert per item
+    all weights are then 1, and routers learn from the balance losses alone."""
+    renormalize_s: bool | None = None
+    """`renormalize` of MoE_S; null takes that of both."""
+    renormalize_c: bool | None = None
+    """`renormalize` of MoE_C; null takes that of both."""
+    gate_scale_s: PositiveFloat = 1.0
+    """Factor of the gate weights of MoE_S. Kept weights sum to less than 1, so experts count for less than a dense MLP
+    would; a factor above 1 makes up for it."""
+    gate_scale_c: PositiveFloat = 1.0
+    """Factor of the gate weights of MoE_C."""
     noise: NonNegativeFloat = 1.0
     """Gate noise, in units of the paper's standard deviation 1/N."""
+    noise_s: NonNegativeFloat | None = None
+    """`noise` of MoE_S; null takes that of both."""
+    noise_c: NonNegativeFloat | None = None
+    """`noise` of MoE_C; null takes that of both."""
     balance: Literal["importance_load", "switch"] = "importance_load"
     """The paper's losses (`importance_load`), or Switch Transformer's balance loss (`switch`)."""
     balance_weight: NonNegativeFloat = 0.01
@@ -78,14 +92,18 @@ class MoE(Section):
             priority: which items come first where `evaluation_capacity` is given; without it, the recipe's priority
                 holds.
         """
+        of_channels = kind == "moe_s"
+        noise = self.noise_s if of_channels else self.noise_c
+        renormalize = self.renormalize_s if of_channels else self.renormalize_c
         return Routing(
-            capacity_factor=self.capacity_factor_s if kind == "moe_s" else self.capacity_factor_c,
+            capacity_factor=self.capacity_factor_s if of_channels else self.capacity_factor_c,
             capacity_multiple=self.capacity_multiple,
             priority=priority if evaluation_capacity else self.priority,
             evaluation_capacity=evaluation_capacity,
             group_images=self.group_images,
-            noise=self.noise,
-            renormalize=self.renormalize,
+            noise=self.noise if noise is None else noise,
+            renormalize=self.renormalize if renormalize is None else renormalize,
+            gate_scale=self.gate_scale_s if of_channels else self.gate_scale_c,
             balance=self.balance,
             balance_weight=self.balance_weight,
             z_weight=self.z_weight,

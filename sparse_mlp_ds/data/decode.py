@@ -139,11 +139,11 @@ class Crops:
     crop_fraction: float = 1.0
     """Without views, side of the central square as a share of the image's shorter side."""
 
-    def decode(self, content: bytes, number: int) -> np.ndarray:
+    def decode(self, content: bytes | Image.Image, number: int) -> np.ndarray:
         """Return the crops of an image, [V, 3, size, size] uint8, with V = 1 if there are no views.
 
         Args:
-            content: The encoded image.
+            content: The encoded image, or the upright image itself.
             number: The sample's number in the stage, which keys the random crops.
 
         Raises BadSampleError.

@@ -22,6 +22,7 @@ from sparse_mlp_ds.data.bad_samples import LABEL, BadSample, BadSampleError, out
 from sparse_mlp_ds.data.cache import Cache
 from sparse_mlp_ds.data.config import View
 from sparse_mlp_ds.data.decode import Crops
+from sparse_mlp_ds.data.decoded import DecodedImages
 from sparse_mlp_ds.data.index import Index
 from sparse_mlp_ds.data.order import BatchIndices, TrainingOrder
 from sparse_mlp_ds.data.rows import Rows
@@ -62,8 +63,13 @@ class Batch:
 class Decoder(Protocol):
     """What makes the network's input from a stored sample."""
 
-    def decode(self, content: bytes, number: int) -> np.ndarray:
-        """Return the input. content: the stored bytes. number: of the sample in the stage. Raises BadSampleError."""
+    def decode(self, content: Any, number: int) -> np.ndarray:
+        """Return the input. Raises BadSampleError.
+
+        Args:
+            content: The stored bytes, or an image that was decoded before.
+            number: The sample's number in the stage.
+        """
         ...
 
     def blank(self) -> np.ndarray:
@@ -88,6 +94,7 @@ class ShardDataset(Dataset):
         order: TrainingOrder | None = None,
         crop_fraction: float = 1.0,
         cache: Cache | None = None,
+        decoded_gigabytes: float = 0,
     ):
         """Prepare to read; files are opened when they are needed.
 
@@ -100,9 +107,11 @@ class ShardDataset(Dataset):
             order: Order in which the next sample replaces a bad one. Without an order, bad samples are masked.
             crop_fraction: Without views, side of the central square as a share of the image's shorter side.
             cache: Where copies of remote tars are kept.
+            decoded_gigabytes: What decoded images may take that stay in memory, in units of 10^9 bytes.
         """
         self.index, self.classes, self.order = index, classes, order
         self._reader = SampleReader(index, cache)
+        self._kept = DecodedImages(0 if index.text else decoded_gigabytes, size or 1)
         self._decoder: Decoder = Rows(index.text) if index.text else Crops(size or 1, tuple(views), seed, crop_fraction)
 
     def __getitem__(self, indices: BatchIndices) -> Batch | UserError:
@@ -149,7 +158,7 @@ class ShardDataset(Dataset):
         label = self.index.label(sample)
         if self.classes is not None and not 0 <= label < self.classes:
             raise BadSampleError(LABEL, outside(label, self.classes))
-        return self._decoder.decode(self._reader.read(sample), number), label
+        return self._decoder.decode(self._kept.image(sample, self._reader.read), number), label
 
 
 def load(dataset: ShardDataset, indices: Iterable[BatchIndices], workers: int) -> Iterator[Batch]:

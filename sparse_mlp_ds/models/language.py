@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sparse_mlp_ds.models.attention import Attention
 from sparse_mlp_ds.models.backbone import Backbone
 from sparse_mlp_ds.models.layers import lecun_normal
+from sparse_mlp_ds.moe.stats import Reports
 
 STEM = "token_embed"
 """Name of the embedding, by which weights of a model of text are known."""
@@ -109,3 +110,30 @@ def bert_normal(name: str, parameter: Tensor, generator: torch.Generator) -> Non
         lecun_normal(name, parameter, generator)
     else:
         nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04, generator=generator)
+
+
+class MaskedModel(nn.Module):
+    """A text model under the name `backbone`, as in other stages, and the bias of its output layer.
+
+    The layer's matrix is that of the token embedding, and there is no transform before it.
+    """
+
+    def __init__(self, backbone: Backbone, vocabulary: int):
+        """vocabulary: number of different tokens, V."""
+        super().__init__()
+        self.backbone = backbone
+        self.bias = nn.Parameter(torch.zeros(vocabulary))
+
+    def forward(self, inputs: Tensor, places: Tensor, keys: Tensor | None = None) -> tuple[Tensor, Reports]:
+        """Return logits [B, m, V] of the tokens at some places, and the MoE layers' reports.
+
+        Only these places pass the output layer: 15 % of its work and memory.
+
+        Args:
+            inputs: tokens [B, n].
+            places: [B, m] positions in each sequence.
+            keys: [B] random keys in training; None in evaluation.
+        """
+        hidden, reports = self.backbone.forward_tokens(inputs, keys)
+        chosen = hidden.gather(1, places[:, :, None].expand(-1, -1, hidden.shape[2]))
+        return (self.backbone.tied_logits(chosen.flatten(0, 1)) + self.bias).unflatten(0, places.shape), reports

@@ -39,6 +39,25 @@ def _sparse(dense: MixerSpec, blocks: tuple[int, int], width: int, moe_s: MoESpe
     )
 
 
+def _nano() -> dict[str, MixerSpec]:
+    """Return the three models of docs/small_models.md, for CIFAR on one core of a laptop; in none of the papers.
+
+    They take the same multiply-accumulates to 1 %: the Mixer's dense MLPs make up for what the sparse ones add.
+    """
+    mixer = _mixer(4, 48, 16, patch_size=8, image_size=32).model_copy(update={"channel_hidden": 148})
+    paper = mixer.model_copy(update={"channel_hidden": 96})
+    plus = mixer.model_copy(update={"channel_hidden": 136, "rerepresent": False})
+    return {
+        "mixer_n8": mixer,
+        "sparse_mlp_n8": _sparse(
+            paper, (2, 2), 24, MoESpec(experts=8, hidden=32), MoESpec(experts=8, top_k=2, hidden=48)
+        ),
+        "sparse_mlp_plus_n8": _sparse(
+            plus, (2, 2), 24, MoESpec(experts=0, hidden=16), MoESpec(experts=32, top_k=4, hidden=36)
+        ),
+    }
+
+
 def _gmlp(family: Literal["gmlp", "amlp"], width: int) -> GmlpSpec:
     """Return a gMLP or aMLP (gMLP's table 1): 30 blocks, six times as wide inside as outside.
 
@@ -186,6 +205,7 @@ def _image_presets() -> dict[str, PatchSpec]:
         "sparse_mlp_t4": _sparse(
             tiny, (4, 1), 48, experts(experts=4, hidden=128), experts(experts=4, top_k=2, hidden=192)
         ),
+        **_nano(),
         "mixer_digits": digits,
         "sparse_mlp_digits": _sparse(
             digits, (3, 1), 48, experts(experts=4, hidden=128), experts(experts=4, top_k=2, hidden=192)

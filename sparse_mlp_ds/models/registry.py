@@ -121,7 +121,7 @@ def _mixer_blocks(spec: MixerSpec, rates: list[float], make_moe: MakeMoE) -> lis
         assert spec.moe_s and spec.moe_c  # of every spec with sparse blocks
         shape = ((spec.tokens, tokens), (spec.width, width))
         block = (*shape, spec.moe_s, spec.moe_c, make_moe, spec.dropout, rate)
-        return SparseBlock(*block, spec.rerepresent, spec.skip_after_norm)
+        return SparseBlock(*block, spec.rerepresent, spec.skip_after_norm, spec.rerepresent_skip)
 
     return [block(number, rate) for number, rate in enumerate(rates)]
 

@@ -54,7 +54,8 @@ class SparseBlock(nn.Module):
     patches it mixes, or chunks of channels; those of MoE_C are patches, whose channels it mixes. Both skip connections
     lie between R1 and R2, so everything passes through the re-represent layers (figure 1 of the paper). The figure
     draws the second skip from behind its norm, v = norm u + MoE_C(norm u), which `skip_after_norm` computes; the first
-    one, and both of dense blocks (eq. 3), start before their norms.
+    one, and both of dense blocks (eq. 3), start before their norms. With `rerepresent_skip`, y = x + R2(v), which the
+    paper does not have: small models lose accuracy without it (docs/results.md).
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class SparseBlock(nn.Module):
         drop_path: float,
         rerepresent: bool = True,
         skip_after_norm: bool = False,
+        rerepresent_skip: bool = False,
     ):
         """Build the block.
 
@@ -81,9 +83,11 @@ class SparseBlock(nn.Module):
             drop_path: rate of stochastic depth.
             rerepresent: whether there are re-represent layers; without them, S1 = S and C1 = C.
             skip_after_norm: whether the second skip starts behind its norm.
+            rerepresent_skip: whether a third skip leads around re-represent layers and all, y = x + R2(v).
         """
         super().__init__()
         self.skip_after_norm = skip_after_norm
+        self.skip_around = rerepresent_skip and rerepresent
         self.chunk = moe_s.chunk
         self.rerepresent1 = Rerepresent(tokens, width, tokens_first=True) if rerepresent else nn.Identity()
         self.norm1 = nn.LayerNorm(width[1], eps=LN_EPS)
@@ -99,6 +103,7 @@ class SparseBlock(nn.Module):
         keys: [B] in training, None in evaluation. factors: those of its `DropPath`s, if they were drawn.
         """
         reports: Reports = {}
+        whole = x
         x = self.rerepresent1(x)  # [B, S1, C1]
         channels = self.norm1(x).transpose(1, 2)  # [B, C1, S1]
         items = channels if self.chunk == 1 else channels.unflatten(1, (-1, self.chunk)).flatten(2)
@@ -106,7 +111,8 @@ class SparseBlock(nn.Module):
         x = x + self.drop_path1(y, keys, factors[0])
         y = self.norm2(x)
         x = (y if self.skip_after_norm else x) + self.drop_path2(self._mix("moe_c", y, keys, reports), keys, factors[1])
-        return self.rerepresent2(x), reports
+        x = self.rerepresent2(x)
+        return whole + x if self.skip_around else x, reports
 
     def _mix(self, name: str, x: Tensor, keys: Tensor | None, reports: Reports) -> Tensor:
         layer = getattr(self, name)

@@ -64,6 +64,9 @@ class MixerSpec(PatchSpec):
     rerepresent: bool = True
     """Whether sparse blocks have re-represent layers, which change patches and channels from S, C to S1, C1; if not,
     S1 = S and C1 = C."""
+    rerepresent_skip: bool = False
+    """Whether a skip leads around each sparse block, re-represent layers included; the paper draws none. Without
+    re-represent layers it makes no difference, because there is none then."""
     skip_after_norm: bool = False
     """Whether the skip around MoE_C starts behind its norm, as figure 1 of Sparse-MLP draws it, or before it, as in
     dense blocks and MLP-Mixer."""

@@ -37,6 +37,8 @@ class Routing:
     """Standard deviation of the gate noise, as a multiple of the paper's 1/E; 0 switches the noise off."""
     renormalize: bool = False
     """Whether to divide an item's K gate weights by their sum, as GShard does for K = 2 and the paper does not."""
+    gate_scale: float = 1.0
+    """Factor of all gate weights, after they are renormalized."""
     balance: str = "importance_load"
     """Balance loss: `importance_load`, as in the paper, or `switch`."""
     balance_weight: float = 0.01
@@ -182,6 +184,8 @@ class MoELayer(nn.Module):
         weight = routes.weight
         if self.routing.renormalize:
             weight = weight / choices.weight.sum(dim=1).index_select(0, routes.item)
+        if self.routing.gate_scale != 1:
+            weight = weight * self.routing.gate_scale
         return weight[:, None]
 
     def _row_keys(self, x: Tensor, routes: Routes, keys: Tensor | None) -> Tensor | None:
@@ -220,7 +224,9 @@ class MoELayer(nn.Module):
         else:
             by_weight = routing.priority == "importance"
             gate = dense.items_choose(choices, items, routing.evaluation_capacity, by_weight, multiple)
-        return gate / choices.weight.sum(dim=1, keepdim=True) if routing.renormalize else gate
+        if routing.renormalize:
+            gate = gate / choices.weight.sum(dim=1, keepdim=True)
+        return gate if routing.gate_scale == 1 else gate * routing.gate_scale
 
     def _balance(self, choices: Choices, groups: int) -> Tensor:
         routing = self.routing

@@ -3,15 +3,14 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparse_mlp_ds.config.stages import Evaluate, MaskedLM
 from sparse_mlp_ds.data.loader import Batch
 from sparse_mlp_ds.data.masking import IGNORED, mask
 from sparse_mlp_ds.distributed import process_group
 from sparse_mlp_ds.models import registry
-from sparse_mlp_ds.models.backbone import Backbone
+from sparse_mlp_ds.models.language import MaskedModel
 from sparse_mlp_ds.models.layers import init_weights
 from sparse_mlp_ds.moe.stats import Reports
 from sparse_mlp_ds.train import engine as engines
@@ -19,33 +18,6 @@ from sparse_mlp_ds.train.evaluate_text import masked_outcome, token_losses
 from sparse_mlp_ds.train.job import Job
 from sparse_mlp_ds.train.method import Method
 from sparse_mlp_ds.train.text_classification import text_keys
-
-
-class MaskedModel(nn.Module):
-    """A text model under the name `backbone`, as in other stages, and the bias of its output layer.
-
-    The layer's matrix is that of the token embedding, and there is no transform before it.
-    """
-
-    def __init__(self, backbone: Backbone, vocabulary: int):
-        """vocabulary: number of different tokens, V."""
-        super().__init__()
-        self.backbone = backbone
-        self.bias = nn.Parameter(torch.zeros(vocabulary))
-
-    def forward(self, inputs: Tensor, places: Tensor, keys: Tensor | None = None) -> tuple[Tensor, Reports]:
-        """Return logits [B, m, V] of the tokens at some places, and the MoE layers' reports.
-
-        Only these places pass the output layer: 15 % of its work and memory.
-
-        Args:
-            inputs: tokens [B, n].
-            places: [B, m] positions in each sequence.
-            keys: [B] random keys in training; None in evaluation.
-        """
-        hidden, reports = self.backbone.forward_tokens(inputs, keys)
-        chosen = hidden.gather(1, places[:, :, None].expand(-1, -1, hidden.shape[2]))
-        return (self.backbone.tied_logits(chosen.flatten(0, 1)) + self.bias).unflatten(0, places.shape), reports
 
 
 def build_masked_model(job: Job, evaluate: Evaluate | None = None) -> MaskedModel:

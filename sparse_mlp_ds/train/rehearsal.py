@@ -22,6 +22,7 @@ from sparse_mlp_ds.config.stages import (
     TrainingStage,
 )
 from sparse_mlp_ds.models.deit import DistilledVisionTransformer
+from sparse_mlp_ds.models.language import MaskedModel
 from sparse_mlp_ds.moe.stats import Reports
 from sparse_mlp_ds.ssl.loss import symmetric_info_nce
 from sparse_mlp_ds.ssl.networks import MomentumNet, OnlineNet
@@ -30,7 +31,7 @@ from sparse_mlp_ds.train.answer_spans import SpanModel
 from sparse_mlp_ds.train.evaluate_text import span_losses, token_losses
 from sparse_mlp_ds.train.job import Job
 from sparse_mlp_ds.train.live_bytes import LiveBytes
-from sparse_mlp_ds.train.masked_lm import MaskedModel, masked_loss
+from sparse_mlp_ds.train.masked_lm import masked_loss
 from sparse_mlp_ds.train.rehearsed import (
     EvenMoE,
     cast,

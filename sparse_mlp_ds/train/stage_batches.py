@@ -24,6 +24,6 @@ def load_batches(job: Job, stage: str, steps: Iterable[int], method: Method) -> 
     slots = micro_batches(order, steps, share, batch.accumulation)
     dataset = loader.ShardDataset(
         join(job.train), job.image_size, data.classes, method.views, job.recipe.train.seed, order,
-        cache=sources.cache(data),
+        cache=sources.cache(data), decoded_gigabytes=data.decoded_gigabytes,
     )  # fmt: skip
     return loader.load(dataset, slots, loader_processes.processes(data.workers, process_group.local_world_size()))

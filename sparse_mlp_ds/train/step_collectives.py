@@ -17,12 +17,12 @@ from sparse_mlp_ds.distributed.network_model import Collective
 from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.models.base_spec import ModelSpec
+from sparse_mlp_ds.models.language import MaskedModel
 from sparse_mlp_ds.models.spec import MixerSpec
 from sparse_mlp_ds.moe.layer import MoELayer
 from sparse_mlp_ds.moe.router import Router
 from sparse_mlp_ds.ssl.networks import OnlineNet
 from sparse_mlp_ds.train.job import Job
-from sparse_mlp_ds.train.masked_lm import MaskedModel
 
 FLOAT32, HALF, INT64 = 4, 2, 8
 M = TypeVar("M", bound=nn.Module)

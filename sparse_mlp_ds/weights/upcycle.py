@@ -135,6 +135,8 @@ def _difference(block: int, kind: str, dense: dict[str, Tensor], spec: MixerSpec
     assert isinstance(layer, MoELayer)
     if layer.routing.priority == "expert_choice":
         return "experts choose their items, whose gate weights need not sum to 1"
+    if layer.routing.gate_scale != 1:
+        return f"gate weights are multiplied by {layer.routing.gate_scale:g}"
     if moe.top_k == moe.experts or layer.routing.renormalize:
         return None
     return f"{moe.top_k} of {moe.experts} experts are kept, whose gate weights sum to less than 1"

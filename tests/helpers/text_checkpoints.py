@@ -7,9 +7,9 @@ from torch import nn
 
 from sparse_mlp_ds.data.tokenizer import Tokenizer
 from sparse_mlp_ds.models import registry
+from sparse_mlp_ds.models.language import MaskedModel
 from sparse_mlp_ds.shards import sentence_pieces
 from sparse_mlp_ds.train.answer_spans import SpanModel
-from sparse_mlp_ds.train.masked_lm import MaskedModel
 from tests.helpers import made_checkpoints, text_rows
 from tests.helpers.text_sets import LENGTH, VOCABULARY, sentence
 

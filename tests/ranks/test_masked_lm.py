@@ -16,10 +16,11 @@ from sparse_mlp_ds.data.config import Data
 from sparse_mlp_ds.data.masking import mask
 from sparse_mlp_ds.distributed import comm, process_group
 from sparse_mlp_ds.models import registry
+from sparse_mlp_ds.models.language import MaskedModel
 from sparse_mlp_ds.models.layers import init_weights
 from sparse_mlp_ds.train import engine
 from sparse_mlp_ds.train.evaluate_text import masked_outcome
-from sparse_mlp_ds.train.masked_lm import MaskedModel, masked_loss
+from sparse_mlp_ds.train.masked_lm import masked_loss
 from tests.helpers import harness, text_rows, tiny
 
 SEQUENCES = 16

@@ -207,6 +207,16 @@ def test_the_skip_of_figure_1_starts_behind_the_norm():
     assert not make("sparse_mlp").blocks[1].skip_after_norm, "the default is that of dense blocks"
 
 
+def test_a_skip_around_the_re_represent_layers():
+    images = batch(2)[0]
+    plain, skipped = make("sparse_mlp"), make("sparse_mlp", rerepresent_skip=True)
+    skipped.load_state_dict(plain.state_dict())
+    x = plain.embed(images)
+    torch.testing.assert_close(skipped.blocks[1](x, None)[0], x + plain.blocks[1](x, None)[0])
+    bare = [make("sparse_mlp", rerepresent=False, rerepresent_skip=skip).blocks[1](x, None)[0] for skip in (0, 1)]
+    torch.testing.assert_close(*bare)
+
+
 @pytest.mark.parametrize("family", ["vit", "vmoe", "widenet"])
 def test_a_representation_layer_is_part_of_the_head(family):
     spec = model_spec(TINY[family] | {"representation": True})

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sparse_mlp_ds import rng
-from sparse_mlp_ds.config.recipe import model_spec
+from sparse_mlp_ds.config.recipe import MoE, model_spec
 from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.models.layers import Mlp, init_weights
 from sparse_mlp_ds.moe.capacity import place
@@ -150,3 +150,25 @@ def test_recipes_pass_the_multiple_on():
     from sparse_mlp_ds.config.recipe import MoE
 
     assert [MoE(capacity_multiple=4).routing(kind, 0.5).capacity_multiple for kind in ("moe_s", "moe_c")] == [4, 4]
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+def test_the_gate_scale_multiplies_what_the_experts_add(renormalize):
+    x, keys = torch.randn(2, 5, 6), rng.sample_keys(0, torch.arange(2), "test")
+    plain, scaled = layer_of(renormalize=renormalize), layer_of(renormalize=renormalize, gate_scale=4.0)
+    scaled.load_state_dict(plain.state_dict())
+    for given in (None, keys):
+        torch.testing.assert_close(scaled(x, given)[0], 4 * plain(x, given)[0])
+    plain.runs_all = scaled.runs_all = True  # as an export's graph computes it
+    torch.testing.assert_close(scaled(x)[0], 4 * plain(x)[0])
+
+
+def test_settings_of_one_mixture_are_its_own():
+    both = MoE(noise=0.5, renormalize=True)
+    for kind in ("moe_s", "moe_c"):
+        routing = both.routing(kind)
+        assert (routing.noise, routing.renormalize, routing.gate_scale) == (0.5, True, 1.0)
+    own = MoE(noise=0.5, noise_s=0, renormalize_c=True, gate_scale_s=2.0, gate_scale_c=3.0)
+    of_patches, of_channels = own.routing("moe_s"), own.routing("moe_c")
+    assert (of_patches.noise, of_patches.renormalize, of_patches.gate_scale) == (0, False, 2.0)
+    assert (of_channels.noise, of_channels.renormalize, of_channels.gate_scale) == (0.5, True, 3.0)

@@ -17,7 +17,7 @@ from sparse_mlp_ds.train.plan import plan
 
 ROOT = Path(__file__).parents[2]
 IMAGES = {"imagenet": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "digits": 1_437}
-OURS = {"digits", "speeches", "cifar10_tiny", "cifar10_tiny_moco"}  # no paper's
+OURS = {"digits", "speeches", "cifar10_tiny", "cifar10_tiny_moco", "sparse_mlp_plus"}  # no paper's
 
 SPARSE_MLP = {  # Sparse-MLP v2, Table 1 and 3.1: 10,000 steps of warm-up
     "pretrain": (4096, 300, "lamb", 1e-3, 10_000, ("cosine", 0), (0.1, False)),

@@ -22,6 +22,7 @@ COUNTS = {
     "noise_balance": 6,
     "cifar10_blocks": 16,
     "cifar10_moco": 6,
+    "small_models": 15,
     "gmlp_gates": 6,
     "text_sst2": 30,
     "text_mnli": 30,

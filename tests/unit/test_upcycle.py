@@ -68,6 +68,15 @@ def test_a_layer_that_renormalizes_is_exact(dense, top_k):
     assert (logits(model) - logits(dense[0])).abs().max() <= 1e-6
 
 
+def test_a_gate_scale_is_said_to_differ_and_does(dense):
+    spec = sparse((4, 2), (4, 2))
+    model = make(spec, seed=1)
+    reroute(model, renormalize=True, gate_scale=2.0)
+    coverage = load_into(model, spec, dense[1], upcycle=True)
+    assert not coverage.exact and "gate weights are multiplied by 2" in coverage.reason
+    assert (logits(model) - logits(dense[0])).abs().max() > 1e-3
+
+
 def test_experts_that_choose_their_items_are_said_to_differ_and_do(dense):
     spec = sparse((4, 1), (0, 1))
     model = make(spec, seed=1)
