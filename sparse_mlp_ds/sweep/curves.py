@@ -1,4 +1,4 @@
-"""The plot of learning curves: held-out accuracy over steps and over multiply-accumulates, routing below."""
+"""The plot of learning curves, routing below: accuracy over steps and multiply-accumulates, perplexity over time."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -31,10 +31,12 @@ def figure(page: Page) -> "Figure | None":
 
     A line is the mean over the seeds of a setting, and the band around it goes from the lowest to the highest seed.
     Multiply-accumulates are those of the forward passes of all images seen so far; with the backward passes, training
-    takes about three times as many.
+    takes about three times as many. Perplexity, on a logarithmic axis, is drawn over the stage's minutes in their
+    place: steps that were not measured alone are taken to be equally long.
     """
-    stage = page.about.metrics[0].partition(".")[0]
-    lines = {row.setting: accuracy(row, stage, page.records) for row in page.rows}
+    stage, _, metric = page.about.metrics[0].partition(".")
+    is_text = metric == "perplexity"
+    lines = {row.setting: measured(row, stage, "perplexity" if is_text else "top1", page.records) for row in page.rows}
     if not any(len(curve) > 1 for curve in lines.values()):
         return None
     from matplotlib.figure import Figure
@@ -42,15 +44,18 @@ def figure(page: Page) -> "Figure | None":
     routed = [row for row in page.rows if _mixtures(row, stage, page.records)]
     drawn = Figure(figsize=(10, 7.5 if routed else 4.2), layout="constrained")
     grid = drawn.add_gridspec(2 if routed else 1, 6, height_ratios=[3, 2] if routed else [1])
-    steps, macs = drawn.add_subplot(grid[0, :3]), drawn.add_subplot(grid[0, 3:])
+    steps, costs = drawn.add_subplot(grid[0, :3]), drawn.add_subplot(grid[0, 3:])
     for place, row in enumerate(page.rows):
-        curve = {step: [100 * value for value in values] for step, values in lines[row.setting].items()}
-        per_step = _macs_per_step(row, stage, page.records)
+        scale = 1 if is_text else 100
+        curve = {step: [scale * value for value in values] for step, values in lines[row.setting].items()}
+        per_step = _minutes_per_step(row, stage, page.records) if is_text else _macs_per_step(row, stage, page.records)
         _draw(steps, curve, f"C{place % 10}", row.setting)
-        _draw(macs, {step * per_step / TERA: values for step, values in curve.items()}, f"C{place % 10}", row.setting)
+        _draw(costs, {step * per_step: values for step, values in curve.items()}, f"C{place % 10}", row.setting)
     steps.set_xlabel("optimizer step of the stage")
-    macs.set_xlabel("10¹² multiply-accumulates, forward passes")
-    steps.set_ylabel("held-out top-1, %")
+    costs.set_xlabel("minutes of the stage" if is_text else "10¹² multiply-accumulates, forward passes")
+    steps.set_ylabel("held-out perplexity" if is_text else "held-out top-1, %")
+    for axes in (steps, costs) if is_text else ():
+        axes.set_yscale("log")
     steps.legend(frameon=False, fontsize=8)
     steps.set_title(f"{page.about.name}, {stage}: mean over seeds, lowest and highest", loc="left", fontsize=10)
     for panel, (name, label) in enumerate(ROUTING.items() if routed else ()):
@@ -61,29 +66,43 @@ def figure(page: Page) -> "Figure | None":
     return drawn
 
 
-def accuracy(row: Row, stage: str, records: Records) -> Curve:
-    """Return the held-out accuracy of a setting over the steps of a stage, the end of the stage included.
+def measured(row: Row, stage: str, metric: str, records: Records) -> Curve:
+    """Return the held-out accuracy or perplexity of a setting over a stage's steps, the end of the stage included.
 
     Only steps at which every finished seed was validated count: a mean over fewer would jump.
+
+    Args:
+        row: The setting.
+        stage: Name of the stage.
+        metric: `top1` or `perplexity`.
+        records: All results of the sweep.
     """
     found: Curve = {}
     seeds = list(row.seconds)
     for seed in seeds:
-        points = {point.step: point.top1 for point in records.stage((row.setting, seed), stage).curve}
+        of_stage = records.stage((row.setting, seed), stage)
+        points = {one.step: getattr(one, metric) for one in of_stage.curve if getattr(one, metric) is not None}
         result = records.of((row.setting, seed)).get(stage)
-        if result and result.top1 is not None and result.steps:
-            points[result.steps] = result.top1
+        at_end = getattr(result, metric, of_stage.metrics.get(metric))
+        if result and at_end is not None and result.steps:
+            points[result.steps] = at_end
         for step, value in points.items():
             found.setdefault(step, []).append(value)
     return {step: found[step] for step in sorted(found) if len(found[step]) == len(seeds)}
 
 
 def _macs_per_step(row: Row, stage: str, records: Records) -> float:
-    """Return the multiply-accumulates of the forward passes of one optimizer step."""
+    """Return the multiply-accumulates of the forward passes of one optimizer step, in units of 10^12."""
     for seed in row.seconds:
         if (result := records.of((row.setting, seed)).get(stage)) and result.steps:
-            return row.macs * result.images / result.steps
+            return row.macs * result.images / result.steps / TERA
     return 0.0
+
+
+def _minutes_per_step(row: Row, stage: str, records: Records) -> float:
+    """Return the duration of one optimizer step: the mean over the stage and over the seeds, validations included."""
+    results = [records.of((row.setting, seed)).get(stage) for seed in row.seconds]
+    return fmean([result.seconds / result.steps / 60 for result in results if result and result.steps] or [0.0])
 
 
 def _mixtures(row: Row, stage: str, records: Records) -> list[str]:

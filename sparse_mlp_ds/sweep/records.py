@@ -49,11 +49,12 @@ class Result(_Line):
     params_active: int
     """Parameters that are used for one item, without the head."""
     macs: int
-    """Multiply-accumulates of the model for one image."""
+    """Multiply-accumulates of the model for one image or row of text."""
     steps: int
     """Optimizer steps of the stage."""
     images: int
-    """Images that the stage was trained on, each as often as it was seen; in an evaluation, held-out images."""
+    """Images, or rows of text, that the stage was trained on, each as often as it was seen; in an evaluation, those
+    held out."""
     seconds: float
     """Duration of the stage."""
     commit: str | None
@@ -72,11 +73,13 @@ class CurvePoint(_Line):
     step: int
     """Optimizer steps of the stage taken before."""
     images: int
-    """Images that the stage was trained on before."""
-    top1: float
-    """Share of held-out images that are classified correctly."""
+    """Images, or rows of text, that the stage was trained on before."""
+    top1: float | None = None
+    """Share of held-out images that are classified correctly; null for a stage without a classifier."""
+    perplexity: float | None = None
+    """Held-out perplexity of a masked language model; null for other stages."""
     loss: float | None = None
-    """Mean loss on the held-out images."""
+    """Mean loss on the held-out images or rows of text."""
 
 
 class RoutingPoint(_Line):

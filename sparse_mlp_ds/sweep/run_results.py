@@ -46,6 +46,7 @@ def collect(sweep: Sweep, run: SweepRun, folder: Path, of_model: Cost) -> tuple[
         name, metrics = entry["name"], entry["metrics"]
         end = entry.get("last_step", end + entry["steps"])
         begin = end - entry["steps"]
+        samples = entry["sequences"] if "sequences" in entry else entry["images"]
         of_stage = {one["step"] - begin: one for one in records if one["stage"] == name}  # of a step, the last one
         own = [of_stage[step] | {"step": step} for step in sorted(of_stage) if step <= entry["steps"]]
         found.append(
@@ -53,13 +54,13 @@ def collect(sweep: Sweep, run: SweepRun, folder: Path, of_model: Cost) -> tuple[
                 sweep=sweep.name, variant=run.setting, seed=run.seed, stage=name,
                 top1=metrics.get("top1"), loss=metrics.get("loss"), train_loss=_train_loss(own),
                 params=of_model.params, params_active=of_model.params_active, macs=of_model.macs,
-                steps=entry["steps"], images=entry["images"], seconds=entry["seconds"], commit=commit,
+                steps=entry["steps"], images=samples, seconds=entry["seconds"], commit=commit,
             )
         )  # fmt: skip
-        images_per_step = entry["images"] / max(entry["steps"], 1)
+        per_step = samples / max(entry["steps"], 1)
         stages[name] = StageDetails(
             metrics=metrics,
-            curve=[_point(one, images_per_step) for one in own if "val/top1" in one],
+            curve=[_point(one, per_step) for one in own if {"val/top1", "val/perplexity"} & one.keys()],
             routing=_routing(own),
             hits=_json(folder / image_hits.file_name(name), None),
         )
@@ -84,10 +85,9 @@ def _train_loss(records: Sequence[Record]) -> float | None:
     return total / weight
 
 
-def _point(record: Record, images_per_step: float) -> CurvePoint:
-    step = record["step"]
-    images = round(step * images_per_step)
-    return CurvePoint(step=step, images=images, top1=record["val/top1"], loss=record.get("val/loss"))
+def _point(record: Record, per_step: float) -> CurvePoint:
+    measured = {name: record.get(f"val/{name}") for name in ("top1", "perplexity", "loss")}
+    return CurvePoint(step=record["step"], images=round(record["step"] * per_step), **measured)
 
 
 def _routing(records: Sequence[Record]) -> list[RoutingPoint]:
