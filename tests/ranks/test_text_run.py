@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,8 @@ from sparse_mlp_ds.data.config import Data, Source
 from sparse_mlp_ds.data.questions import Question, Window
 from sparse_mlp_ds.hub import any_model
 from sparse_mlp_ds.hub.load import load_model
+from sparse_mlp_ds.sweep import curves, gather, plan
+from sparse_mlp_ds.sweep.gather import Gathered
 from sparse_mlp_ds.train.evaluate import outcomes
 from sparse_mlp_ds.train.evaluate_text import masked_outcome
 from tests.helpers import harness, records, text_rows, tiny
@@ -96,6 +99,24 @@ def test_stages_measure_themselves_and_what_they_pass_on_agrees(finished):
     assert found["accuracy"]["metrics"]["top1"] == found["classes"]["metrics"]["top1"]
     assert sum(map(sum, json.loads((finished / "accuracy.json").read_text())["confusion"])) == 50
     assert (finished / "report.html").exists()
+
+
+def test_a_sweep_takes_its_results_and_learning_curve(folder, finished):
+    about = {"name": "language", "recipe": str(folder / "recipe.yaml"), "metrics": ["mlm.perplexity", "accuracy.top1"]}
+    (folder / "sweep.yaml").write_text(json.dumps(about | {"variants": {"sparse": {}}}))
+    sweep = plan.load(str(folder / "sweep.yaml"))
+    (run,) = plan.runs(sweep)
+    shutil.copytree(finished, folder / "sweep" / run.name)
+    Gathered(sweep, [run], folder / "sweep").update([run])
+    page, found = gather.page_of_file(folder / "sweep/results.jsonl", sweep, [run]), stages(finished)
+    lines = page.records.of(("sparse", 0))
+    assert {name: line.images for name, line in lines.items()} == {n: one["sequences"] for n, one in found.items()}
+    curve = page.records.stage(("sparse", 0), "mlm").curve
+    assert [(point.step, point.images, point.top1) for point in curve] == [(n, n * 24, None) for n in (20, 40, 60)]
+    steps, minutes = curves.figure(page).axes[:2]
+    perplexities = [point.perplexity for point in curve]
+    assert steps.get_lines()[0].get_ydata().tolist() == pytest.approx(perplexities)
+    assert minutes.get_lines()[0].get_xdata()[-1] == pytest.approx(found["mlm"]["seconds"] / 60)
 
 
 def test_validations_are_in_the_records_and_the_best_one_is_kept(finished):

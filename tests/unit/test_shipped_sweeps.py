@@ -26,7 +26,7 @@ COUNTS = {
     "gmlp_gates": 6,
     "text_sst2": 30,
     "text_mnli": 30,
-    "mlm_blocks": 33,
+    "mlm_blocks": 36,
 }
 PARAMETERS = {  # sweep -> millions of each run, without the head
     "experts_s": [65.15, 69.98, 79.64],
