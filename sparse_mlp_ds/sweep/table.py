@@ -60,7 +60,7 @@ def _settings(page: Page) -> str:
             [
                 row.setting,
                 f"{row.params / 1e6:.2f} M",
-                f"{row.macs / 1e6:.1f} M" + (f" ({100 * share:+.1f} %)" if share else ""),
+                f"{row.macs / 1e6:.{1 if row.macs >= 1e7 else 2}f} M" + (f" ({100 * share:+.1f} %)" if share else ""),
                 *(cell(metric, list(row.values[metric].values())) for metric in metrics),
                 str(done) if done == row.seeds else f"{done} of {row.seeds}",
                 format_duration(mean(row.seconds.values())) if done else "-",

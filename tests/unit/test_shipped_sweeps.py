@@ -23,6 +23,7 @@ COUNTS = {
     "cifar10_blocks": 16,
     "cifar10_moco": 6,
     "small_models": 15,
+    "small_choices": 13,
     "gmlp_gates": 6,
     "text_sst2": 30,
     "text_mnli": 30,
