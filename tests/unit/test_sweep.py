@@ -135,7 +135,7 @@ def test_the_table_has_means_and_ranges_of_what_is_finished(path, tmp_path):
     finish(folder, runs[2], 0.625, seconds=120.0)
     finish(folder, runs[1], 0.25)
     text = table_of(sweep, runs, folder).splitlines()
-    assert text[2].startswith("| sparse | 0.35 M | 6.2 M | ")
+    assert text[2].startswith("| sparse | 0.35 M | 6.18 M | ")
     assert text[2].endswith(" | 56.25 ± 8.84 % (50.00 .. 62.50) | 0.05 ± 0 (0.05 .. 0.05) | 2 | 4:30 |")
     assert " | 25.00 % | 0.05 | 1 of 2 | 3:00 |" in text[3]
     record = json.loads((folder / "table.json").read_text())
