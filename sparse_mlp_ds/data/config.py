@@ -114,9 +114,8 @@ class Data(Pixels):
     """Largest share of an epoch's samples that may be unusable before the run stops. Up to there, each unusable sample
     is replaced by the next one."""
     decoded_gigabytes: NonNegativeFloat = 0
-    """Decoded images that each process which reads training images keeps in memory, in units of 10^9 bytes. For data
-    sets of small images, whose decoding limits training; with W loader processes on each of R ranks, up to W x R as
-    much is used. It changes no pixel. Images twice as large as the network's input or larger are not kept."""
+    """What decoded training images may take that each loader process keeps in memory, in units of 10^9 bytes. It saves
+    decoding small images in every epoch; those twice as large as the network's input or larger are not kept."""
     cache: RemoteCache | None = None
     """Where copies of remote tars are kept. Remote sources need it."""
     allow_commands: bool = False
