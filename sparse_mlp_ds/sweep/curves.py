@@ -56,6 +56,8 @@ def figure(page: Page) -> "Figure | None":
     steps.set_ylabel("held-out perplexity" if is_text else "held-out top-1, %")
     for axes in (steps, costs) if is_text else ():
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
     steps.legend(frameon=False, fontsize=8)
     steps.set_title(f"{page.about.name}, {stage}: mean over seeds, lowest and highest", loc="left", fontsize=10)
     for panel, (name, label) in enumerate(ROUTING.items() if routed else ()):
