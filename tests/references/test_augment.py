@@ -120,6 +120,7 @@ CROPS = int(os.environ.get("CROPS", 1_500))
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)  # four minutes of a core, and more where others use it too
 def test_what_policies_do_to_many_crops():
     """The mean change within 5 %, unchanged and nearly black images as often within three standard errors."""
     images = CROPS
