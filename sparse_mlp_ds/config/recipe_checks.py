@@ -62,12 +62,12 @@ def _stages_fit_the_model(stages: Stages, spec: ModelSpec, model: str) -> None:
 
 
 def _images_alone(data: Data, spec: ModelSpec, routes: bool) -> None:
-    """Only images have pixels, a k-NN accuracy from `data.probe`, and pictures of what experts do with them."""
+    """Only images have pixels, are decoded, have a k-NN accuracy from `data.probe` and pictures of what experts do."""
     if not isinstance(spec, TextSpec):
         return
     if routes:
         raise ValueError("log.routes: shows images, and the model takes text; remove it")
-    for key in (*Pixels.model_fields, "probe"):
+    for key in (*Pixels.model_fields, "probe", "decoded_gigabytes"):
         if getattr(data, key) != Data.model_fields[key].default:
             raise ValueError(f"data.{key}: is for images, and the model takes text; remove it")
 

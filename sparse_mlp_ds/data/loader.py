@@ -111,7 +111,7 @@ class ShardDataset(Dataset):
         """
         self.index, self.classes, self.order = index, classes, order
         self._reader = SampleReader(index, cache)
-        self._kept = DecodedImages(0 if index.text else decoded_gigabytes, size or 1)
+        self._kept = DecodedImages(decoded_gigabytes, size or 1)
         self._decoder: Decoder = Rows(index.text) if index.text else Crops(size or 1, tuple(views), seed, crop_fraction)
 
     def __getitem__(self, indices: BatchIndices) -> Batch | UserError:

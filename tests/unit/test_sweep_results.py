@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +9,9 @@ import yaml
 
 from sparse_mlp_ds.cli import main
 from sparse_mlp_ds.cli import sweep as sweep_command
-from sparse_mlp_ds.distributed import host, threads
 from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.log import image_hits
-from sparse_mlp_ds.sweep import curves, gather, jobs, plan, plot, records, table, time_left
+from sparse_mlp_ds.sweep import curves, gather, plan, plot, records, table
 from sparse_mlp_ds.sweep.execute import Execution
 from sparse_mlp_ds.sweep.gather import Gathered
 
@@ -227,52 +225,6 @@ def test_learning_curves_over_steps_and_multiply_accumulates(finished):
     assert [axes.get_lines()[0].get_ydata()[-1] for axes in routing] == [0.5, 0.25, 0.75]
     compared = plot.differences(page).axes[0]
     assert any(line.get_xdata()[0] == pytest.approx(-20) for line in compared.get_lines())
-
-
-@pytest.mark.parametrize(
-    ("cores", "quota", "gpus", "ranks", "runs", "number", "environment"),
-    [
-        (8, float("inf"), [], 1, 20, 8, {"OMP_NUM_THREADS": "1"}),
-        (8, float("inf"), [], 1, 2, 2, {"OMP_NUM_THREADS": "4"}),
-        (64, 2.0, [], 1, 20, 2, {"OMP_NUM_THREADS": "1"}),
-        (8, float("inf"), [], 3, 20, 2, {"OMP_NUM_THREADS": "1"}),
-        (1, float("inf"), [], 2, 20, 1, {"OMP_NUM_THREADS": "1"}),
-        (8, float("inf"), ["3", "5", "6"], 1, 20, 3, {"CUDA_VISIBLE_DEVICES": "5"}),
-    ],
-)
-def test_jobs_auto_fills_cores_or_gpus(tmp_path, monkeypatch, cores, quota, gpus, ranks, runs, number, environment):
-    monkeypatch.setattr(host, "core_numbers", lambda: set(range(cores)))
-    monkeypatch.setattr(threads, "quota", lambda: quota)
-    monkeypatch.setattr(jobs, "visible_gpus", lambda: gpus)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    sweep, _ = planned(tmp_path, jobs="auto", ranks=ranks)
-    found = jobs.choose(sweep, runs)
-    assert found.number == number and f"jobs: auto is {number}: " in found.reason
-    assert found.environment(1) == environment
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert gpus or found.environment(0) == {}, "what the user has set stays"
-    with pytest.raises(UserError, match="jobs 4 x ranks 1 exceed the 1 GPUs; lower jobs, or give auto"):
-        monkeypatch.setattr(jobs, "visible_gpus", lambda: ["0"])
-        jobs.Jobs(4, 1).environment(3)
-
-
-def test_the_time_left_is_that_of_places_that_never_wait(tmp_path, monkeypatch):
-    assert time_left.until_done([5.0], [10.0, 10.0, 10.0], jobs=2) == 20  # 0-10-20 beside 5-15
-    assert time_left.until_done([], [], jobs=3) == 0
-    sweep, runs = planned(tmp_path)
-    now = [1000.0]
-    monkeypatch.setattr(time_left, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    left = time_left.TimeLeft(tmp_path, 1, {})
-    assert left.estimate([], runs) is None
-    left.begin(runs[0])
-    (tmp_path / runs[0].name).mkdir()
-    record = {"stage": "finetune", "epoch": 1.0, "loss": 1.0, "eta_seconds": 30.0}
-    (tmp_path / runs[0].name / "metrics.jsonl").write_text(json.dumps(record) + "\n")
-    now[0] += 10
-    assert left.estimate(runs[:1], runs[1:2]) == pytest.approx(30 + 40)
-    now[0] += 10
-    left.end(runs[0])
-    assert left.estimate([], runs[1:4]) == 3 * 20
 
 
 def test_the_command_takes_a_sweep_or_a_results_file_after_table(finished, tmp_path, monkeypatch):
