@@ -38,6 +38,7 @@ def test_masked_modelling_then_classes_then_their_evaluation():
         (["mlm"], {"model": IMAGES}, "stages.mlm: mlm is for text, and model mixer_digits takes images"),
         (["mlm"], {"data": DATA | {"mean": [0.1, 0.2, 0.3]}}, "data.mean: is for images"),
         (["mlm"], {"data": DATA | {"crop_fraction": 0.9}}, "data.crop_fraction: is for images"),
+        (["mlm"], {"data": DATA | {"decoded_gigabytes": 1}}, "data.decoded_gigabytes: is for images"),
         (["mlm"], {"data": DATA | {"probe": "probe"}}, "data.probe: is for images"),
         (["mlm"], {"log": {"routes": True}}, "log.routes: shows images"),
         (["mlm", "evaluate"], {"data": {"train": "train"}}, "data.val: required by stages.evaluate"),
