@@ -110,9 +110,11 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     """End the command on Ctrl-C: its processes first, because one that is stuck would be waited for without end."""
     import psutil
 
+    from sparse_mlp_ds.distributed import processes
+
     signal.signal(signal.SIGCHLD, lambda *_: None)  # torch's handler would raise for each loader process that ends here
     for process in psutil.Process().children(recursive=True):
-        process.kill()
+        processes.send(process)
     raise KeyboardInterrupt
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 
 from sparse_mlp_ds.distributed import host
+from sparse_mlp_ds.distributed.processes import with_number
 from sparse_mlp_ds.errors import RunError, UserError
 
 LONGEST_TMPDIR = 72
@@ -85,7 +86,7 @@ class Watch:
             limit: seconds without being scheduled after which one counts as stuck, but at least SHORTEST_LIMIT.
         """
         self._limit = max(limit, SHORTEST_LIMIT)
-        self._processes = {number: psutil.Process(pid) for number, pid in enumerate(pids) if psutil.pid_exists(pid)}
+        self._processes = {n: process for n, pid in enumerate(pids) if (process := with_number(pid))}
         self._seen: dict[int, tuple[Any, float]] = {}
 
     def look(self) -> None:

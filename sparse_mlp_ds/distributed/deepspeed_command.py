@@ -10,7 +10,7 @@ import sys
 
 import psutil
 
-from sparse_mlp_ds.distributed import network
+from sparse_mlp_ds.distributed import network, processes
 from sparse_mlp_ds.errors import UserError
 
 TRAIN = "sparse_mlp_ds.train"
@@ -58,7 +58,7 @@ def nodes() -> int | None:
     process = find()
     if process is None:
         return None
-    command = process.cmdline()
+    command = processes.command(process)
     for position, part in enumerate(command):
         name, equals, value = part.partition("=")
         if name == "--num_nodes":

@@ -7,9 +7,7 @@ file and no log.
 
 import os
 
-import psutil
-
-from sparse_mlp_ds.distributed import comm, deepspeed_command, process_group
+from sparse_mlp_ds.distributed import comm, deepspeed_command, process_group, processes
 
 DECLARED = ("WANDB_", "NCCL_", "TORCH_NCCL_", "GLOO_", "OMP_", "HF_", "DS_")
 """Prefixes of the variables that are shared. NCCL reads its variables at its first use, which comes later."""
@@ -28,11 +26,9 @@ def share() -> None:
 
 def _given() -> dict[str, str] | None:
     """Return the variables of the `deepspeed` command if it runs on this host, else rank 0's own, else None."""
-    if process_group.local_rank() == 0 and (command := deepspeed_command.find()):
-        try:
-            return _declared(command.environ())
-        except psutil.Error:
-            pass
+    command = deepspeed_command.find() if process_group.local_rank() == 0 else None
+    if command and (variables := processes.variables(command)):
+        return _declared(variables)
     return _declared(dict(os.environ)) if process_group.rank() == 0 else None
 
 

@@ -8,11 +8,10 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-import psutil
 import torch
 
 from sparse_mlp_ds import __version__
-from sparse_mlp_ds.distributed import commit, deepspeed_command
+from sparse_mlp_ds.distributed import commit, deepspeed_command, processes
 from sparse_mlp_ds.distributed.discovery import Launch
 from sparse_mlp_ds.log.console import say
 from sparse_mlp_ds.train.preflight import Facts
@@ -77,8 +76,5 @@ def _start(folder: RunFolder, launch: Launch, facts: list[Facts]) -> dict[str, A
 
 def _user_command() -> list[str] | None:
     """Return the user's `deepspeed` command, or None if none runs on this host."""
-    try:
-        process = deepspeed_command.find()
-        return process.cmdline() if process else None
-    except psutil.Error:  # it has ended
-        return None
+    process = deepspeed_command.find()
+    return (processes.command(process) or None) if process else None

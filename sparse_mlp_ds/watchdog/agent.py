@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from sparse_mlp_ds.distributed import processes
 from sparse_mlp_ds.errors import COPIES, one_line, print_error
 from sparse_mlp_ds.watchdog import diagnosis
 from sparse_mlp_ds.watchdog.channel import Channel
@@ -67,9 +68,7 @@ class Agent:
         self.plan, self.host = plan, socket.gethostname()
         self._process: psutil.Process | None = psutil.Process(plan.pid)  # None once it is gone
         self._rank = Channel(socket.socket(fileno=plan.channel))
-        self._launchers = [
-            (psutil.Process(pid) if psutil.pid_exists(pid) else None, name) for pid, name in plan.launchers
-        ]
+        self._launchers = [(processes.with_number(pid), name) for pid, name in plan.launchers]
         self._coordinator = Coordinator(plan.world_size, plan.limit) if plan.rank == 0 else None
         self._to_coordinator: Channel | None = None
         self._selector = selectors.DefaultSelector()
@@ -192,14 +191,14 @@ class Agent:
         if self._to_coordinator and self._left is None and self._deadline is None and silent:
             self._coordinator_lost()
         if self._deadline and now > self._deadline:
-            process.kill()
+            processes.send(process)
 
     def _look_at_launchers(self, process: psutil.Process, now: float) -> None:
         """Once a launcher is gone, ask the rank to save and exit; some time later, have the whole run ended."""
         for launcher, name in self._launchers:
-            if self._lost_launcher is None and (launcher is None or not _is_alive(launcher)):
+            if self._lost_launcher is None and (launcher is None or not processes.runs(launcher)):
                 self._lost_launcher = name, now
-                process.send_signal(signal.SIGTERM)
+                processes.send(process, signal.SIGTERM)
                 print_error(f"rank {self.plan.rank} on {self.host}: {name} is gone; the run saves and ends")
         if self._lost_launcher is None or self._launcher_reported:
             return
@@ -208,7 +207,7 @@ class Agent:
         if now - max(self._lost_launcher[1], self._entered) <= GRACE_SECONDS:
             return
         if self._left is not None:  # it has saved its checkpoint and exits too slowly
-            process.kill()
+            processes.send(process)
             return
         self._send_event("launcher", f"its launcher is gone: {self._lost_launcher[0]}")
         self._launcher_reported = True
@@ -233,7 +232,7 @@ class Agent:
             with contextlib.suppress(psutil.Error, ProcessLookupError):
                 # Children that have a session of their own, such as wandb's, end by themselves.
                 if child.is_running() and os.getsid(child.pid) != child.pid:
-                    child.kill()
+                    processes.send(child)
         if self._to_coordinator:
             self._selector.unregister(self._to_coordinator.socket)
             self._to_coordinator.socket.close()
@@ -269,13 +268,6 @@ def _append(path: str, _: int, text: str) -> None:
     """Append text to a file, if it can be written."""
     with contextlib.suppress(OSError), open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 if __name__ == "__main__":

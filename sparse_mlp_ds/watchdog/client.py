@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 import torch.distributed
 
-from sparse_mlp_ds.distributed import comm, deepspeed_command, host, process_group
+from sparse_mlp_ds.distributed import comm, deepspeed_command, host, process_group, processes
 from sparse_mlp_ds.errors import STOPPED, RunError, StoppedError, UserError, print_error
 from sparse_mlp_ds.watchdog import agent
 from sparse_mlp_ds.watchdog.channel import Channel
@@ -156,9 +156,10 @@ def _launchers() -> list[tuple[int, str]]:
     These are the rank's launcher, and on the host where it runs the user's `deepspeed` command.
     """
     found: dict[int, str] = {}
-    for process in psutil.Process().parents():
-        command = " ".join(process.cmdline())
-        session = process.name().startswith("sshd")  # pdsh's session; the daemon that started it outlives every run
+    for process in processes.parents(psutil.Process()):
+        command = " ".join(processes.command(process))
+        # pdsh's session; the daemon that started it outlives every run
+        session = processes.name(process).startswith("sshd")
         if session or any(name in command for name in LAUNCHERS):
             found[process.pid] = f"its launcher, process {process.pid} ({command[:60]})"
         if session or process.pid not in found:
@@ -197,8 +198,7 @@ def _obey(channel: Channel, watch: Watch, pid: int) -> None:
     kills = None if kills is None or kills_before is None else kills - kills_before
     print_error(_agent_is_gone(pid, crash, kills))
     for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
+        processes.send(child)
     os._exit(1)
 
 

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 import sparse_mlp_ds
+from sparse_mlp_ds.distributed import processes
 from tests.helpers import records
 from tests.helpers.hosts import _NAMESPACES, FourHosts, why_not
 from tests.helpers.launcher import DEEPSPEED, MOE, REPOSITORY, small_recipe
@@ -54,8 +55,8 @@ def _of_run(folder: Path, word: str = "") -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            command = process.cmdline()
-            if process.cwd() == str(folder) and "python" in command[0] and (not word or word in command):
+            words = processes.command(process)
+            if process.cwd() == str(folder) and "python" in words[0] and (not word or word in words):
                 found.append(process)
         except (psutil.Error, IndexError):
             continue
@@ -92,8 +93,7 @@ def _gone_within(command: Command, folder: Path, seconds: float) -> float:
 
 
 def _is_rank(number: int, process: psutil.Process) -> bool:
-    command = process.cmdline()
-    return "--local_rank=0" in command and process.environ().get("RANK") == str(number)
+    return "--local_rank=0" in processes.command(process) and processes.variables(process).get("RANK") == str(number)
 
 
 # what happens on node3: the signal, to whom, and what is reported
@@ -105,7 +105,7 @@ FAULTS = {
 
 
 def _launches(number: int, process: psutil.Process) -> bool:
-    return f"--node_rank={number}" in process.cmdline() and "deepspeed.launcher.launch" in process.cmdline()
+    return {f"--node_rank={number}", "deepspeed.launcher.launch"} <= set(processes.command(process))
 
 
 def test_ranks_launchers_and_hosts_that_go_and_a_run_that_goes_on_every_time(tmp_path):
@@ -130,8 +130,8 @@ def test_ranks_launchers_and_hosts_that_go_and_a_run_that_goes_on_every_time(tmp
         command = Command(lab, tmp_path, 4, lab.names)
         _wait_for(command, r"train +\d+/")
         # what the user's shell knows has reached every rank, and is to be read nowhere
-        told = [one.environ().get("WANDB_API_KEY") for one in _of_run(tmp_path, "sparse_mlp_ds.watchdog.agent")]
-        assert told == [KEY] * 4
+        agents = _of_run(tmp_path, "sparse_mlp_ds.watchdog.agent")
+        assert [processes.variables(one).get("WANDB_API_KEY") for one in agents] == [KEY] * 4
         assert KEY not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
         assert KEY not in command.output()
         lab.run("ip", "link", "set", "node3", "down", cwd=tmp_path)

@@ -12,7 +12,9 @@ import psutil
 import pytest
 
 from sparse_mlp_ds.checkpoints import manifest
+from sparse_mlp_ds.distributed import processes
 from tests.helpers.launcher import DEEPSPEED, MOE, REPOSITORY, Launch, _port, small_recipe
+from tests.helpers.processes import agents_of
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.long]
 BOUND = 60
@@ -44,19 +46,12 @@ class Terminal:
             assert time.monotonic() < deadline, self.text
             if select.select([self._terminal], [], [], 0.5)[0]:
                 self.text += os.read(self._terminal, 1 << 16).decode(errors="replace")
-        for one in psutil.process_iter(["cmdline"]):
+        for one in psutil.process_iter():
             self.family |= {one.pid: one} if self._is_own(one) else {}
-        own = {f'"pid": {pid},' for pid in self.family}
-        for one in psutil.process_iter(["cmdline"]):
-            command = one.info["cmdline"] or [""]
-            if "sparse_mlp_ds.watchdog.agent" in command and any(pid in command[-1] for pid in own):
-                self.family[one.pid] = one
+        self.family |= {one.pid: one for one in agents_of(self.family)}
 
     def _is_own(self, one):
-        try:
-            return one.pid == self.process or self.process in [parent.pid for parent in one.parents()]
-        except psutil.Error:
-            return False
+        return one.pid == self.process or self.process in [parent.pid for parent in processes.parents(one)]
 
     def close(self):
         os.close(self._terminal)
@@ -67,23 +62,16 @@ class Terminal:
     def all_ended(self):
         """Wait until no process is left."""
         deadline, reaped = time.monotonic() + BOUND, False
-        while left := [one for one in self.family.values() if self._runs(one)]:
+        while left := [one for one in self.family.values() if processes.runs(one)]:
             assert time.monotonic() < deadline, left
             if not reaped:
                 reaped = os.waitpid(self.process, os.WNOHANG)[0] != 0
             time.sleep(0.1)
 
-    @staticmethod
-    def _runs(one):
-        try:
-            return one.is_running() and one.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
-
     def __exit__(self, *exception):
         for one in self.family.values():
-            if self._runs(one):
-                one.kill()
+            if processes.runs(one):
+                processes.send(one)
         try:
             os.kill(self.process, signal.SIGKILL)
             os.waitpid(self.process, 0)

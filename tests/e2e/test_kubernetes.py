@@ -13,6 +13,7 @@ import psutil
 import pytest
 import yaml
 
+from sparse_mlp_ds.distributed import processes
 from sparse_mlp_ds.distributed.network import free_port
 from sparse_mlp_ds.errors import DONE, STOPPED, USAGE
 from tests.helpers.launcher import REPOSITORY, small_recipe
@@ -99,7 +100,7 @@ class Pods:
 
     def torchrun_is_there(self) -> bool:
         children = psutil.Process(self.processes[0].pid).children()
-        return any("torchrun" in word for child in children for word in child.cmdline())
+        return any("torchrun" in word for child in children for word in processes.command(child))
 
 
 def _steps(folder: Path) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 
 from sparse_mlp_ds.checkpoints import manifest
 from sparse_mlp_ds.checkpoints.reader import Reader
+from sparse_mlp_ds.distributed import processes
 from tests.helpers import records
 from tests.helpers.launcher import MOE, Launch
 
@@ -80,8 +81,9 @@ def _ranks(launch: Launch) -> dict[int, psutil.Process]:
     """The processes that train, by rank; their loaders have the same environment and are their children."""
     found = {}
     for process in psutil.Process(launch.process.pid).children(recursive=True):
-        if "RANK" in process.environ() and "train.py" in " ".join(process.cmdline()):
-            found.setdefault(int(process.environ()["RANK"]), process)
+        rank = processes.variables(process).get("RANK")
+        if rank and "train.py" in " ".join(processes.command(process)):
+            found.setdefault(int(rank), process)
     return found
 
 

@@ -7,7 +7,9 @@ import psutil
 import pytest
 
 from sparse_mlp_ds.checkpoints import manifest
+from sparse_mlp_ds.distributed import processes
 from tests.helpers.launcher import MOE, Launch, small_recipe
+from tests.helpers.processes import agents_of
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.long]
 BOUND = 30
@@ -20,17 +22,12 @@ def test_a_killed_launcher(tmp_path, victim):
         launch.wait_until(lambda: re.search(r"train +2/", launch.output()), 300)
         front = psutil.Process(launch.process.pid)
         family = [front, *front.children(recursive=True)]
-        agents = [
-            one
-            for one in psutil.process_iter(["cmdline"])
-            if "sparse_mlp_ds.watchdog.agent" in (one.info["cmdline"] or [])
-        ]
-        everyone = {*family, *(one for one in agents if any(f'"pid": {r.pid},' in one.cmdline()[-1] for r in family))}
+        everyone = {*family, *agents_of(one.pid for one in family)}
         assert len(everyone) >= len(family) + 2
         try:
-            next(one for one in family if victim in " ".join(one.cmdline()[:4])).kill()
+            next(one for one in family if victim in " ".join(processes.command(one)[:4])).kill()
             started = time.monotonic()
-            while left := [one for one in everyone if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]:
+            while left := [one for one in everyone if processes.runs(one)]:
                 assert time.monotonic() - started < BOUND, (left, launch.output())
                 time.sleep(0.1)
             print(f"gone after {time.monotonic() - started:.1f} s")

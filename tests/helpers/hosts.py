@@ -22,6 +22,8 @@ from pathlib import Path
 
 import psutil
 
+from sparse_mlp_ds.distributed import processes
+
 _NAMESPACES = ("--net", "--uts", "--ipc", "--mount", "--pid")
 # --kill-child: whoever kills `unshare` itself takes the lab down as well.
 _UNSHARE = ("unshare", *_NAMESPACES, "--fork", "--kill-child", "--mount-proc")
@@ -137,7 +139,7 @@ class FourHosts:
 
     def enter(self, host: str) -> list[str]:
         """Return what makes a command run on a host if put before it; it gets there without the network."""
-        (outer,) = (p for p in psutil.Process(self._first).children() if p.cmdline()[-1:] == [host])
+        (outer,) = (p for p in psutil.Process(self._first).children() if processes.command(p)[-1:] == [host])
         return ["nsenter", f"--target={outer.children()[0].pid}", *_NAMESPACES]
 
     def delay(self, milliseconds: float | None, **of_hosts: float) -> None:

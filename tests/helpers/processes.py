@@ -5,17 +5,30 @@ import time
 
 import psutil
 
+from sparse_mlp_ds.distributed import processes
+
 
 def together(function, *arguments):
     """Fork one process per tuple of arguments; each calls function(*arguments, barrier). Returns their exit codes."""
     fork = multiprocessing.get_context("fork")
     barrier = fork.Barrier(len(arguments))
-    processes = [fork.Process(target=function, args=(*one, barrier)) for one in arguments]
-    for process in processes:
+    children = [fork.Process(target=function, args=(*one, barrier)) for one in arguments]
+    for process in children:
         process.start()
-    for process in processes:
+    for process in children:
         process.join(120)
-    return [process.exitcode for process in processes]
+    return [process.exitcode for process in children]
+
+
+def agents_of(pids):
+    """Return the processes that watch these ranks."""
+    watched = {f'"pid": {pid},' for pid in pids}
+    found = []
+    for one in psutil.process_iter():
+        words = processes.command(one)
+        if "sparse_mlp_ds.watchdog.agent" in words and any(pid in words[-1] for pid in watched):
+            found.append(one)
+    return found
 
 
 def ended(pids):
@@ -29,7 +42,5 @@ def ended(pids):
 
 
 def _runs(pid):
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    process = processes.with_number(pid)
+    return process is not None and processes.runs(process)

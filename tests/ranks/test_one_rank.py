@@ -9,10 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.helpers.processes import ended
+from tests.helpers.processes import agents_of, ended
 
 pytestmark = pytest.mark.timeout(180)
 LIMIT = 6
@@ -80,15 +79,8 @@ class Rank:
         while not (self.folder / "step").exists():
             assert self.process.poll() is None and time.monotonic() < deadline, self.text()
             time.sleep(0.1)
-        (self.agent,) = [one.pid for one in psutil.process_iter() if self._watches(one)]
+        (self.agent,) = [one.pid for one in agents_of([self.process.pid])]
         return self
-
-    def _watches(self, one: psutil.Process) -> bool:
-        try:
-            command = one.cmdline()
-        except psutil.Error:
-            return False
-        return "sparse_mlp_ds.watchdog.agent" in command and f'"pid": {self.process.pid},' in command[-1]
 
     def __exit__(self, *exception):
         self.process.kill()

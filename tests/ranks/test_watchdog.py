@@ -12,7 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sparse_mlp_ds.distributed import processes
 from tests.helpers import harness
+from tests.helpers.processes import agents_of
 
 pytestmark = pytest.mark.timeout(240)
 BOUND = 30
@@ -86,11 +88,10 @@ class Ranks:
         while not all((self.folder / f"step{rank}").exists() for rank in range(WORLD)):
             assert time.monotonic() < deadline and not self.ended(), self.output()
             time.sleep(0.1)
-        self.agents = [one for one in map(_agent_of, psutil.process_iter()) if one]
         pids = [int(pid) for rank in range(WORLD) for pid in (self.folder / f"pids{rank}").read_text().split()]
-        own = [one for one in self.agents if any(f'"pid": {pid},' in one.cmdline()[-1] for pid in pids)]
-        assert len(own) == WORLD
-        self.everyone = [*map(psutil.Process, pids), *own]
+        self.agents = agents_of(pids)
+        assert len(self.agents) == WORLD
+        self.everyone = [*map(psutil.Process, pids), *self.agents]
         return self
 
     def __exit__(self, *exception):
@@ -109,7 +110,7 @@ class Ranks:
     def gone_within(self, seconds: float) -> float:
         """Wait until no process of the run is left; return how long that took."""
         started = time.monotonic()
-        while left := [one for one in self.everyone if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]:
+        while left := [one for one in self.everyone if processes.runs(one)]:
             assert time.monotonic() - started < seconds, (left, self.output())
             time.sleep(0.1)
         for rank in self.ranks:
@@ -123,13 +124,6 @@ class Ranks:
         """Return the one report's first line."""
         (line,) = [line for line in self.output().splitlines() if line.startswith("FAILED FIRST")]
         return line
-
-
-def _agent_of(process: psutil.Process) -> psutil.Process | None:
-    try:
-        return process if "sparse_mlp_ds.watchdog.agent" in process.cmdline() else None
-    except psutil.Error:
-        return None
 
 
 HERE = re.escape(socket.gethostname())
@@ -185,7 +179,7 @@ def test_a_rank_that_goes_no_further(tmp_path, fault):
 
 def test_no_rank_outlives_its_agent(tmp_path):
     with Ranks(tmp_path, "agent") as ranks:
-        next(one for one in ranks.everyone if one in ranks.agents and '"rank": 2' in one.cmdline()[-1]).kill()
+        next(one for one in ranks.agents if '"rank": 2' in " ".join(processes.command(one))).kill()
         ranks.gone_within(BOUND)
         assert "FAILED FIRST: rank 2" in ranks.report()
         assert f"error: rank 2 on {socket.gethostname()} ends, because the process that watches it" in ranks.output()

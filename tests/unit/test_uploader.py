@@ -13,6 +13,7 @@ import torch
 from sparse_mlp_ds.checkpoints import writer
 from sparse_mlp_ds.checkpoints.uploader import Uploader
 from sparse_mlp_ds.checkpoints.writer import Piece
+from sparse_mlp_ds.distributed import processes
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -32,7 +33,7 @@ def wait_until(happened, seconds=60):
 
 def uploads(store, starter=None):
     """The one process that uploads to the store; pytest's process has other children too."""
-    (process,) = (child for child in psutil.Process(starter).children() if store.url in child.cmdline())
+    (process,) = (child for child in psutil.Process(starter).children() if store.url in processes.command(child))
     return process
 
 
@@ -136,5 +137,5 @@ def test_it_is_ended_where_the_run_fails_and_the_process_goes_on(store, run):
     assert store.arrived.wait(60)
     process = uploads(store)
     uploader.close()
-    wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, 20)
+    wait_until(lambda: not processes.runs(process), 20)
     assert said == []

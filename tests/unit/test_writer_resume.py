@@ -14,6 +14,7 @@ from PIL import Image
 
 from sparse_mlp_ds import files
 from sparse_mlp_ds.data import index
+from sparse_mlp_ds.distributed import processes
 from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.shards import raw_datasets, scan, writer
 from sparse_mlp_ds.shards.writer import WORK, Node, Options
@@ -91,7 +92,7 @@ def test_a_make_whose_worker_is_killed_ends_with_a_line_and_goes_on(tmp_path):
 
     def kill_workers(done, total):
         for child in psutil.Process().children(recursive=True):
-            if "spawn_main" in " ".join(child.cmdline()):
+            if "spawn_main" in " ".join(processes.command(child)):
                 child.kill()
 
     line = refusal(make, folder, split, 1, kill_workers)
