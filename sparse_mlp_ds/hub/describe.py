@@ -80,7 +80,7 @@ def class_names(checkpoint: Checkpoint, shapes: dict[str, list[int]]) -> tuple[s
 
     shapes: Name -> shape of the model's weights.
     """
-    if _task(checkpoint, shapes) == "spans":
+    if task(checkpoint, shapes) == "spans":
         return ()
     names = checkpoint.manifest.get("classes")
     known = [str(name) for name in names] if isinstance(names, list) else []
@@ -92,17 +92,20 @@ def _of_text(checkpoint: Checkpoint, shapes: dict[str, list[int]], stages: dict[
     rows = checkpoint.manifest.get("text")
     if isinstance(rows, dict):
         rows = TextRows.model_validate({key: rows.get(key) for key in TextRows.model_fields})
-    return {"task": _task(checkpoint, shapes), "classes": class_names(checkpoint, shapes), "text": rows}
+    return {"task": task(checkpoint, shapes), "classes": class_names(checkpoint, shapes), "text": rows}
 
 
-def _task(checkpoint: Checkpoint, shapes: dict[str, list[int]]) -> str:
-    """Return what a model of text does, by the stage that it comes from and the weights that it has."""
+def task(checkpoint: Checkpoint, shapes: dict[str, list[int]]) -> str:
+    """Return what a model does, by the stage that it comes from and the weights that it has.
+
+    shapes: Name -> shape of the model's weights. One of images has the task "classes".
+    """
     stages = checkpoint.manifest["recipe"].get("stages")
     stage = stages.get(str(checkpoint.progress.get("stage"))) if isinstance(stages, dict) else None
-    task = TASKS.get(str(stage.get("kind")), "classes") if isinstance(stage, dict) else "classes"
-    if task == "masked" and model_weights.OUTPUT_BIAS in shapes:
-        return task
-    return task if task != "masked" and "head.weight" in shapes else "features"
+    learnt = TASKS.get(str(stage.get("kind")), "classes") if isinstance(stage, dict) else "classes"
+    if learnt == "masked" and model_weights.OUTPUT_BIAS in shapes:
+        return learnt
+    return learnt if learnt != "masked" and "head.weight" in shapes else "features"
 
 
 def _mapping(tree: dict[str, Any], key: str) -> dict[str, Any]:

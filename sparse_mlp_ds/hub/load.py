@@ -24,7 +24,7 @@ from sparse_mlp_ds.data.tokenizer import Tokenizer
 from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.hub.config import LARGEST, AnyConfig, TextConfig, TextRows
 from sparse_mlp_ds.hub.config import read as read_config
-from sparse_mlp_ds.hub.describe import class_names, describe
+from sparse_mlp_ds.hub.describe import class_names, describe, task
 from sparse_mlp_ds.hub.stages import find_stage, is_probe, probe_head
 from sparse_mlp_ds.hub.tokenizer import read as read_tokenizer
 from sparse_mlp_ds.hub.validate import check_tensors
@@ -95,12 +95,32 @@ def class_list(path: Path) -> ClassList:
         return ClassList(str(path), ())
     if kind == "export":
         return ClassList(str(path), read_config(locate.export_file(path, locate.CONFIG)).classes)
+    checkpoint = _newest(path)
+    return ClassList(str(checkpoint.path), class_names(checkpoint, model_weights.shapes(checkpoint)))
+
+
+def task_of(path: Path) -> str | None:
+    """Return what the model at a path does: "masked", "classes", "spans" or "features"; None for a file of weights.
+
+    Its weights are not read. Raises UserError.
+    """
+    kind = locate.kind(path)
+    if kind == "file":
+        return None
+    if kind == "export":
+        config = read_config(locate.export_file(path, locate.CONFIG))
+        return config.task if isinstance(config, TextConfig) else "classes"
+    checkpoint = _newest(path)
+    return task(checkpoint, model_weights.shapes(checkpoint))
+
+
+def _newest(path: Path) -> Checkpoint:
+    """Return a run's newest complete checkpoint, or the one at the path."""
     folder = checkpoints_of(path)
     newest = newest_readable(folder) if folder else path
     if newest is None:
         raise UserError(f"{path}: a run without a complete checkpoint; train it further")
-    checkpoint = Checkpoint(newest, read_manifest(newest))
-    return ClassList(str(newest), class_names(checkpoint, model_weights.shapes(checkpoint)))
+    return Checkpoint(newest, read_manifest(newest))
 
 
 def load_export(folder: Path) -> LoadedModel:

@@ -9,6 +9,8 @@ from sparse_mlp_ds.config.stages import Evaluate, FinetuneSpan, FinetuneText, Ma
 from sparse_mlp_ds.distributed import process_group
 from sparse_mlp_ds.errors import UserError
 from sparse_mlp_ds.hub import fetch
+from sparse_mlp_ds.hub.describe import TASKS
+from sparse_mlp_ds.hub.load import task_of
 from sparse_mlp_ds.log.console import say, show
 from sparse_mlp_ds.models.backbone import HEAD, Backbone
 from sparse_mlp_ds.train import engine_state
@@ -30,15 +32,19 @@ def load_start(module: nn.Module, stage: TrainingStage, job: Job) -> None:
         return
     backbone = module.get_submodule("backbone")
     assert isinstance(backbone, Backbone)
+    path = fetch.local(start.path)
+    head = start.head
+    if isinstance(stage, FinetuneText | FinetuneSpan):  # two classes have a head of the same shape as answers
+        head = head and task_of(path) in (None, TASKS[stage.kind])
     coverage = load_into(
         backbone,
         job.recipe.spec,
-        fetch.local(start.path),
+        path,
         mode=start.resize,
         upcycle=start.upcycle,
         noise=start.noise,
         seed=job.recipe.train.seed,
-        head=start.head,
+        head=head,
         output_bias=getattr(module, "bias", None) if isinstance(stage, MaskedLM) else None,
     )
     if process_group.rank() == 0:
