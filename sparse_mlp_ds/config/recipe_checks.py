@@ -103,6 +103,8 @@ def _has_labels(stages: Stages, data: Data, routes: bool) -> None:
                 needs.append((where, "val", "is validated on held-out text"))
         elif isinstance(stage, FinetuneSpan):
             needs.append((where, "val", "measures on held-out questions"))
+            if data.classes is not None:
+                raise ValueError(f"data.classes: {where} reads questions, whose answers are no classes; remove it")
         elif not isinstance(stage, Pretrain | Evaluate):
             needs += [(where, key, "reads labels") for key in ("val", "classes")]
         before = before if isinstance(stage, Evaluate) else stage

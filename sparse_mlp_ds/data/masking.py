@@ -5,6 +5,8 @@ all samples weigh the same and a step is the same one on any number of ranks. Th
 `rng`): the places of a sequence depend neither on its batch nor on the rank that computes it.
 """
 
+import functools
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +52,8 @@ def mask(tokens: Tensor, keys: Tensor, text: TextFormat, share: float = 0.15) ->
         share: share of the tokens.
     """
     count = max(round(share * tokens.shape[1]), 1)
-    special = torch.isin(tokens, torch.tensor(sorted(text.special.values()), device=tokens.device))
+    # Number by number: a tensor of them would be copied to the GPU, which the host waits for.
+    special = functools.reduce(operator.or_, (tokens == number for number in text.special.values()))
     draws = rng.uniform(keys, rng.stream_id("mask places"), tokens.shape[1]).masked_fill(special, 2.0)
     places = draws.argsort(dim=1, stable=True)[:, :count]
     filled = (tokens != text.special["pad"]).sum(dim=1)

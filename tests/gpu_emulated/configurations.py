@@ -1,4 +1,4 @@
-"""The six configurations whose launches, synchronisations and collectives are recorded in counts.json.
+"""The configurations whose launches, synchronisations and collectives are recorded in counts.json.
 
 python -m tests.gpu_emulated.configurations     record them again, after a change that lowers them
 """
@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tests.gpu_emulated.counts import KINDS
-from tests.gpu_emulated.runs import DIGITS, SPARSE_B, STAGES, Result, finish, links_to, recipe, train
+from tests.gpu_emulated.runs import DIGITS, SPARSE_B, STAGES, Result, finish, links_to, recipe, text_recipe, train
 
 FILE = Path(__file__).with_name("counts.json")
 BF16 = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 2}, "gradient_clipping": 1.0}
@@ -48,6 +48,14 @@ def sparse_b(folder: Path, seconds: float = 570) -> tuple[Result, dict[str, Coun
     return result, named(result, {"Sparse-B, MoCo v3": 2, "Sparse-B, fine-tuning as DeiT": 5})
 
 
+def text(folder: Path, seconds: float = 570) -> tuple[Result, dict[str, Counted]]:
+    """A sparse gMLP that restores masked tokens, and then learns classes of texts."""
+    made = text_recipe(folder, "sparse_gmlp_text")
+    made["model"] |= {"dropout": 0.0, "moe_c": {"experts": 4, "top_k": 2, "hidden": 32}}  # so that products are grouped
+    result = train(folder, made, ds=BF16, steps=STEPS, count=(2, 5), seconds=seconds)
+    return result, named(result, {"text, masked tokens": 2, "text, classes": 5})
+
+
 def many_experts(folder: Path, seconds: float = 570) -> tuple[Result, dict[str, Counted]]:
     """Sparse-B with 64 experts, without engine and update."""
     command = [sys.executable, "-m", "tests.gpu_emulated.passes", "counts.json"]
@@ -55,7 +63,7 @@ def many_experts(folder: Path, seconds: float = 570) -> tuple[Result, dict[str, 
     return result, named(result, {"Sparse-B with 64 experts, forward and backward": 1})
 
 
-RUNS = {run.__name__: run for run in (digits, digits_on_two_ranks, sparse_b, many_experts)}
+RUNS = {run.__name__: run for run in (digits, digits_on_two_ranks, sparse_b, text, many_experts)}
 
 
 def named(result: Result, steps: dict[str, int]) -> dict[str, Counted]:

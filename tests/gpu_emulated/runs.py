@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from sparse_mlp_ds.distributed.network import free_port
+from tests.helpers import text_rows
 
 REPOSITORY = Path(__file__).parents[2]
 OPTIMIZER = {"name": "adamw", "base_lr": 1e-3, "weight_decay": 0.05, "warmup_epochs": 0}
@@ -38,6 +39,16 @@ SPARSE_B = {
     "sparse_tokens": 32, "sparse_width": 32, "moe_s": {"hidden": 32}, "moe_c": {"hidden": 32},
 }  # fmt: skip
 """Sparse-B with its own blocks and experts, but narrow: what it asks of a GPU does not depend on its widths."""
+PRESETS = {
+    "gmlp_text": "gmlp_text_speeches",
+    "amlp_text": "amlp_text_speeches",
+    "sparse_gmlp_text": "sparse_gmlp_text_speeches",
+    "sparse_blocks": "gmlp_text_speeches",
+    "bert": "bert_speeches",
+    "mixer_text": "mixer_text_speeches",
+}
+"""Family of `text_rows.spec` -> a preset of it."""
+TEXT_TRAINING = {"steps": 6, "batch_size": 16, "optimizer": {"name": "adamw", "base_lr": 1e-3}}
 TRANSFORMER = {"image_size": 16, "patch_size": 4, "width": 16, "depth": 4, "heads": 2}
 
 
@@ -50,6 +61,34 @@ def recipe(model: dict[str, Any], *stages: str, **overrides: Any) -> dict[str, A
         target = made["stages"] if name in made["stages"] else made
         target[name] = target.get(name, {}) | section
     return made
+
+
+def text_recipe(folder: Path, family: str) -> dict[str, Any]:
+    """Write rows of tokens in a folder, and return a recipe that restores masked ones, then learns classes."""
+    for split, count in (("train", 200), ("val", 50)):
+        text_rows.write(folder / "text" / split, text_rows.rows(count))
+    return _of_text(
+        family,
+        mlm={"kind": "mlm", "val_every_steps": 2, **TEXT_TRAINING},
+        perplexity={"kind": "evaluate"},
+        classes={"kind": "finetune_text", "ema": 0.9, **TEXT_TRAINING},
+        evaluate={"kind": "evaluate"},
+    )
+
+
+def answers_recipe(folder: Path) -> dict[str, Any]:
+    """Write questions with contexts in a folder, and return a recipe that learns to answer them."""
+    for split, count in (("train", 100), ("val", 30)):
+        text_rows.write_questions(folder / "text" / split, count)
+    training = {"kind": "finetune_span", "from_scratch": True, "max_answer": 3, **TEXT_TRAINING}
+    return _of_text("sparse_gmlp_text", answers=training, evaluate={"kind": "evaluate"})
+
+
+def _of_text(family: str, **stages: dict[str, Any]) -> dict[str, Any]:
+    data = {"train": "text/train", "val": "text/val", "workers": 0} | ({"classes": 2} if "classes" in stages else {})
+    model = {"name": PRESETS[family]} | text_rows.spec(family).model_dump(exclude={"family"})
+    made = {"name": "emulated", "data": data, "model": model, "moe": {"group_images": 8}}
+    return made | {"stages": stages, "log": {"every_steps": 100}}
 
 
 @dataclass

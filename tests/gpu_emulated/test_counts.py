@@ -10,6 +10,8 @@ RECORDED = json.loads(configurations.FILE.read_text())
 LIMITS = {
     "Sparse-B, MoCo v3": {"launches": 3000, "synchronisations": 1, "collectives": 9},
     "Sparse-B, fine-tuning as DeiT": {"launches": 3000, "synchronisations": 1, "collectives": 9},
+    "text, masked tokens": {"synchronisations": 1},
+    "text, classes": {"synchronisations": 1},
     "Sparse-B with 64 experts, forward and backward": {"launches": 1400, "synchronisations": 0},
 }
 """What the project has set itself, beside that nothing rises."""
@@ -41,6 +43,10 @@ def test_digits_on_two_ranks(workplace):
 @LONG
 def test_sparse_b(workplace):
     check(configurations.sparse_b, workplace)
+
+
+def test_text(workplace):
+    check(configurations.text, workplace)
 
 
 def test_many_experts(workplace):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.gpu_emulated.runs import DIGITS, OPTIMIZER, STAGES, TRANSFORMER, recipe, train
+from tests.gpu_emulated.runs import DIGITS, OPTIMIZER, STAGES, TRANSFORMER, answers_recipe, recipe, text_recipe, train
 from tests.helpers import records
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]  # half a minute each on idle cores
@@ -58,6 +58,28 @@ def test_other_families(workplace, name):
     made["stages"]["finetune"]["kind"] = "supervised"  # from scratch
     result = train(workplace, made, ds=ZERO[2] | PRECISIONS["bf16"])
     check(result, workplace, ["finetune", "evaluate"])
+
+
+TEXT = [
+    ("amlp_text", "fp16", 1, 1),
+    ("bert", "fp32", 0, 1),
+    ("sparse_gmlp_text", "bf16", 2, 2),
+    ("sparse_blocks", "fp32", 1, 2),
+]
+"""Family, precision, ZeRO stage, and ranks, over which experts are spread."""
+
+
+@pytest.mark.parametrize(("family", "precision", "zero", "ranks"), TEXT)
+def test_text(workplace, family, precision, zero, ranks):
+    made = text_recipe(workplace, family)
+    made["moe"]["ep_size"] = ranks if family.startswith("sparse") else 1
+    result = train(workplace, made, ds=ZERO[zero] | PRECISIONS[precision], ranks=ranks)
+    check(result, workplace, made["stages"])
+
+
+def test_answers_to_questions(workplace):
+    made = answers_recipe(workplace)
+    check(train(workplace, made, ds=ZERO[2] | PRECISIONS["bf16"]), workplace, made["stages"])
 
 
 @pytest.mark.parametrize(("precision", "ranks"), [("bf16", 2)])

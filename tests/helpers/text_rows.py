@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from sparse_mlp_ds.data import index as index_file
+from sparse_mlp_ds.data import questions
 from sparse_mlp_ds.data.index import Index
+from sparse_mlp_ds.data.questions import Question, Window
 from sparse_mlp_ds.data.text_format import Packing, TextFormat
 from sparse_mlp_ds.models.base_spec import MoESpec
 from sparse_mlp_ds.models.text_spec import BertSpec, GmlpTextSpec, MixerTextSpec, TextSpec
@@ -40,6 +42,25 @@ def write(folder: Path, tokens: np.ndarray, labels: np.ndarray | None = None, te
     row_writer.write(folder, "rows", collected, layout, CLASSES, "", lambda done, total: None)
     collected.remove()
     return index_file.load(folder)
+
+
+def write_questions(folder: Path, count: int) -> Index:
+    """Write rows `[CLS] q [SEP] window [SEP]`; the answer, two tokens long, begins where q is."""
+    generator, tokens, labels, asked = np.random.default_rng(count), [], [], []
+    for number in range(count):
+        window = generator.permutation(np.arange(5, VOCABULARY))[: LENGTH - 4]
+        place = int(generator.integers(0, len(window) - 1))
+        first = 3 + place
+        tokens.append([SPECIAL["cls"], window[place], SPECIAL["sep"], *window, SPECIAL["sep"]])
+        labels.append(first * LENGTH + first + 1)
+        context = " ".join(f"w{token}" for token in window)
+        ends = np.cumsum([len(f"w{token} ") for token in window]).tolist()
+        offsets = list(zip([0, *ends[:-1]], [end - 1 for end in ends], strict=True))
+        answer = f"w{window[place]} w{window[place + 1]}"
+        asked.append(Question(str(number), "?", context, [answer], [Window(number, 3, offsets)]))
+    index = write(folder, np.array(tokens), np.array(labels), text_format("spans"))
+    questions.save(folder / "questions.jsonl", asked)
+    return index
 
 
 def spec(family: str = "gmlp_text", **fields) -> TextSpec:

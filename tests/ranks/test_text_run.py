@@ -12,9 +12,7 @@ import pytest
 import torch
 
 from sparse_mlp_ds.data import index as index_file
-from sparse_mlp_ds.data import questions
 from sparse_mlp_ds.data.config import Data, Source
-from sparse_mlp_ds.data.questions import Question, Window
 from sparse_mlp_ds.hub import any_model
 from sparse_mlp_ds.hub.load import load_model
 from sparse_mlp_ds.sweep import curves, gather, plan
@@ -176,29 +174,9 @@ log: {{every_steps: 10, tensorboard: false, report: false}}
 PLAIN = MODEL.replace("dropout: 0.1, drop_path: 0.2", "dropout: 0.0")
 
 
-def _questions(count: int, seed: int):
-    """Rows `[CLS] q [SEP] window [SEP]`: the answer is where token q + 1 stands in the window, two tokens long."""
-    generator, tokens, labels, asked = np.random.default_rng(seed), [], [], []
-    for number in range(count):
-        window = generator.permutation(np.arange(5, 40))[:12]
-        place = int(generator.integers(0, 11))
-        first = 3 + place
-        row = [text_rows.SPECIAL["cls"], window[place], text_rows.SPECIAL["sep"], *window, text_rows.SPECIAL["sep"]]
-        tokens.append(row)
-        labels.append(first * text_rows.LENGTH + first + 1)
-        context = " ".join(f"w{token}" for token in window)
-        ends = np.cumsum([len(f"w{token} ") for token in window]).tolist()
-        offsets = list(zip([0, *ends[:-1]], [end - 1 for end in ends], strict=True))
-        answer = f"w{window[place]} w{window[place + 1]}"
-        asked.append(Question(str(number), "?", context, [answer], [Window(number, 3, offsets)]))
-    return np.array(tokens), np.array(labels), asked
-
-
 def test_answers_to_questions_are_learnt_and_scored(tmp_path):
     for split, count in (("train", 400), ("val", 41)):
-        tokens, labels, asked = _questions(count, seed=count)
-        text_rows.write(tmp_path / split, tokens, labels, text_rows.text_format("spans"))
-        questions.save(tmp_path / split / "questions.jsonl", asked)
+        text_rows.write_questions(tmp_path / split, count)
     (tmp_path / "recipe.yaml").write_text(SPANS.format(tmp_path, PLAIN))
     (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0}))
     harness.run(2, train, tmp_path / "recipe.yaml", tmp_path / "run", seconds=240)
