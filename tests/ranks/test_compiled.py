@@ -9,7 +9,7 @@ import yaml
 
 from sparse_mlp_ds.shards import digits
 from sparse_mlp_ds.train import compiled
-from tests.gpu_emulated.runs import DIGITS, STAGES, finish, recipe
+from tests.gpu_emulated.runs import DIGITS, STAGES, finish, recipe, text_recipe
 from tests.helpers import harness, tiny
 
 BF16 = {"bf16": {"enabled": True}}
@@ -31,16 +31,7 @@ def test_a_whole_run_makes_few_graphs_and_none_after_the_first_step(tmp_path):
     made = recipe(DIGITS, *STAGES, evaluate={"batch_size": 256})
     for stage in ("pretrain", "probe", "finetune"):
         made["stages"][stage]["batch_size"] = 128
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(made, sort_keys=False))
-    ds = {"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0} | BF16
-    (tmp_path / "ds.json").write_text(json.dumps(ds))
-    command = [sys.executable, "-m", "tests.helpers.compiled_run", "graphs.json"]
-    result = finish([*command, "--recipe", "recipe.yaml", "--ds_config", "ds.json", "--out", "run"], tmp_path, 500)
-    assert result.code == 0, result.output
-    assert "blocks compiled" in result.output and "lru_cache" not in result.output
-    found = json.loads((tmp_path / "graphs.json").read_text())
-    assert not found["breaks"]
-    phases, starts = found["phases"], {}
+    phases, starts = _phases(tmp_path, made), {}
     for phase in phases:
         starts.setdefault(phase.get("stage"), phase["graphs"])
     ends = [*starts.values()][1:]
@@ -49,6 +40,32 @@ def test_a_whole_run_makes_few_graphs_and_none_after_the_first_step(tmp_path):
         steps = [phase for phase in phases if phase.get("stage") == name and phase["phase"] == "data"]
         assert len(steps) == 11
         assert steps[1]["graphs"] == steps[-1]["graphs"], f"{name}: compiled again"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("family", ["sparse_gmlp_text", "sparse_blocks"])
+def test_stages_of_text_make_no_graph_after_the_first_step(tmp_path, family):
+    made = text_recipe(tmp_path, family)
+    made["stages"]["mlm"]["val_every_steps"] = None
+    phases = _phases(tmp_path, made)
+    for name in ("mlm", "classes"):
+        graphs = [phase["graphs"] for phase in phases if (phase.get("stage"), phase["phase"]) == (name, "data")]
+        assert len(graphs) == 6 and 0 < graphs[1] == graphs[-1], f"{name}: compiled again"
+
+
+def _phases(folder, made):
+    """Run a recipe with compiled blocks in bf16, and return its phases with the numbers of graphs by then."""
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(made, sort_keys=False))
+    ds = {"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0} | BF16
+    (folder / "ds.json").write_text(json.dumps(ds))
+    command = [sys.executable, "-m", "tests.helpers.compiled_run", "graphs.json"]
+    result = finish([*command, "--recipe", "recipe.yaml", "--ds_config", "ds.json", "--out", "run"], folder, 500)
+    assert result.code == 0, result.output
+    assert "blocks compiled" in result.output and "lru_cache" not in result.output
+    found = json.loads((folder / "graphs.json").read_text())
+    assert not found["breaks"]
+    return found["phases"]
 
 
 def _steps(zero: int, family: str, ep_size: int, ds: dict, compiles: bool) -> list[tuple[float, float, float]]:

@@ -28,6 +28,7 @@ COUNTS = {
     "text_sst2": 30,
     "text_mnli": 30,
     "mlm_blocks": 36,
+    "sst2_speeches": 12,
 }
 PARAMETERS = {  # sweep -> millions of each run, without the head
     "experts_s": [65.15, 69.98, 79.64],
