@@ -73,7 +73,7 @@ def draw(known: list[dict[str, Any]]) -> Any:
             label = f"{name}, by {priority}"
             axes.plot(list(means), list(means.values()), style, marker="o", markersize=3, color=color, label=label)
     axes.set(xlabel="capacity factor", ylabel="top-1, %")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
     axes.grid(alpha=0.3)
     return figure
 
