@@ -49,8 +49,8 @@ def figure(page: Page) -> "Figure | None":
         scale = 1 if is_text else 100
         curve = {step: [scale * value for value in values] for step, values in lines[row.setting].items()}
         per_step = _minutes_per_step(row, stage, page.records) if is_text else _macs_per_step(row, stage, page.records)
-        _draw(steps, curve, f"C{place % 10}", row.setting)
-        _draw(costs, {step * per_step: values for step, values in curve.items()}, f"C{place % 10}", row.setting)
+        _draw(steps, curve, _colour(place), row.setting)
+        _draw(costs, {step * per_step: values for step, values in curve.items()}, _colour(place), row.setting)
     steps.set_xlabel("optimizer step of the stage")
     costs.set_xlabel("minutes of the stage" if is_text else "10¹² multiply-accumulates, forward passes")
     steps.set_ylabel("held-out perplexity" if is_text else "held-out top-1, %")
@@ -131,7 +131,7 @@ def _draw_routing(axes: Any, page: Page, stage: str, name: str, label: str) -> N
             curve = routing(row, stage, page.records, mixture, name)
             style = STYLES.get(mixture, ":")
             means = [fmean(values) for values in curve.values()]
-            axes.plot(list(curve), means, style, color=f"C{place % 10}", linewidth=1, label=f"{row.setting} {mixture}")
+            axes.plot(list(curve), means, style, color=_colour(place), linewidth=1, label=f"{row.setting} {mixture}")
     axes.set_ylabel(label)
     axes.set_xlabel("optimizer step of the stage")
     if name == "load_cv":
@@ -146,3 +146,11 @@ def _draw(axes: Any, curve: Mapping[Any, Sequence[float]], colour: str, label: s
     axes.plot(places, [fmean(one) for one in values], color=colour, marker="o", markersize=2.5, label=label)
     if len(values[0]) > 1:
         axes.fill_between(places, [min(one) for one in values], [max(one) for one in values], color=colour, alpha=0.15)
+
+
+def _colour(place: int) -> str:
+    """Return the colour of a setting, one of twenty: the second ten are paler than the first."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return to_hex(colormaps["tab20"](2 * (place % 10) + place // 10 % 2))

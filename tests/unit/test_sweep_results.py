@@ -251,3 +251,10 @@ def test_the_command_takes_a_sweep_or_a_results_file_after_table(finished, tmp_p
     assert mirrored.jobs == "auto"
     assert plan.runs(mirrored)[0].recipe.checkpoint.mirror == "s3://bucket/tried/sparse_seed-0"
     assert not gather.changed_recipe(plan.runs(mirrored)[0], Gathered(sweep, runs, folder).known), "only a place"
+
+
+def test_twenty_settings_have_twenty_colours():
+    from matplotlib.colors import to_hex
+
+    colours = [curves._colour(place) for place in range(20)]
+    assert len(set(colours)) == 20 and colours[:10] == [to_hex(f"C{place}") for place in range(10)]
