@@ -7,16 +7,13 @@ that exists is gone on with.
 
 import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from sparse_mlp_ds.data.config import Data, Source
-from sparse_mlp_ds.data.sources import open_sources
-from sparse_mlp_ds.hub.any_model import from_pretrained
+from sparse_mlp_ds.errors import USAGE, print_error
 from sparse_mlp_ds.sweep import plot
-from sparse_mlp_ds.train.evaluate import outcomes
 
 PRIORITIES = ("importance", "position")
 
@@ -27,17 +24,18 @@ def main() -> None:
     parser.add_argument("models", nargs="*", metavar="RUN", help="a run or an export, named SETTING_seed-N")
     parser.add_argument("--data", help="held-out images, a data set with labels")
     parser.add_argument("--factors", type=float, nargs="+", default=[0.25, 0.5, 0.75, 1.0, 1.5])
-    parser.add_argument("--batch-size", type=int, default=250)
     parser.add_argument("--file", type=Path, required=True, metavar="FILE")
     parser.add_argument("--plot", type=Path, help="draw the results into this SVG file")
     args = parser.parse_args()
+    if args.models and args.data is None:
+        parser.error("--data: name the held-out images on which the models are measured")
     known = [json.loads(line) for line in args.file.read_text().splitlines()] if args.file.exists() else []
     done = {(one["model"], one["factor"], one["priority"]) for one in known}
     for path in args.models:
         for factor in [None, *args.factors]:
-            for priority in PRIORITIES if factor else PRIORITIES[:1]:
+            for priority in PRIORITIES if factor is not None else PRIORITIES[:1]:
                 if (Path(path).name, factor, priority) not in done:
-                    known.append(measure(path, args.data, factor, priority, args.batch_size))
+                    known.append(measure(path, args.data, factor, priority))
                     with args.file.open("a") as file:
                         file.write(json.dumps(known[-1]) + "\n")
                     print(known[-1], flush=True)
@@ -45,17 +43,22 @@ def main() -> None:
         plot.draw(lambda: draw(known), args.plot)
 
 
-def measure(path: str, data: str, factor: float | None, priority: str, batch_size: int) -> dict[str, Any]:
-    """Return the top-1 of one model at one capacity; without a factor, nothing is left out."""
-    model = from_pretrained(path, capacity_factor=factor, priority=priority).eval()
-    of_images = Data(
-        train=(Source(path=data),), classes=len(model.classes), workers=0, **model.config.data.model_dump()
-    )
-    (index,) = open_sources(of_images, of_images.train)
-    with torch.inference_mode():
-        (found,) = outcomes(model, index, of_images, model.config.spec.image_size, batch_size)
-    top1, images = found.metrics()["top1"], found.metrics()["images"]
-    return {"model": Path(path).name, "factor": factor, "priority": priority, "top1": top1, "images": images}
+def measure(path: str, data: str, factor: float | None, priority: str) -> dict[str, Any]:
+    """Return the top-1 of one model at one capacity, by `sparse-mlp-ds evaluate`; no factor: nothing is left out.
+
+    Where the command refuses something, this one ends with its line and its exit code.
+    """
+    command = [sys.executable, "-m", "sparse_mlp_ds.cli.main", "evaluate", path, data, "--json", "--priority", priority]
+    command += [] if factor is None else ["--capacity-factor", str(factor)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(done.returncode)
+    found = json.loads(done.stdout)
+    if "top1" not in found:
+        print_error(f"{path}: a model that restores masked tokens has no top-1; give a classifier")
+        sys.exit(USAGE)
+    of = {"model": Path(path).name, "factor": factor, "priority": priority}
+    return of | {"top1": found["top1"], "images": found["images"]}
 
 
 def draw(known: list[dict[str, Any]]) -> Any:
@@ -69,7 +72,7 @@ def draw(known: list[dict[str, Any]]) -> Any:
         everything = [100 * one["top1"] for one in own if one["factor"] is None]
         axes.axhline(sum(everything) / len(everything), color=color, linewidth=0.8, linestyle=":")
         for priority, style in zip(PRIORITIES, ("-", "--"), strict=True):
-            means = mean_by_factor([one for one in own if one["priority"] == priority and one["factor"]])
+            means = mean_by_factor([one for one in own if one["priority"] == priority and one["factor"] is not None])
             label = f"{name}, by {priority}"
             axes.plot(list(means), list(means.values()), style, marker="o", markersize=3, color=color, label=label)
     axes.set(xlabel="capacity factor", ylabel="top-1, %")

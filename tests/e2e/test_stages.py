@@ -104,7 +104,7 @@ def test_an_evaluation_writes_the_figures_of_every_class(run):
 
 
 def _nearly(found, expected):
-    """Whether two records are equal but for the last digit of rounded figures: batches of two sizes were summed."""
+    """Whether two records are equal but for the last digit of rounded figures, which has been seen to differ."""
     if isinstance(expected, dict):
         return found.keys() == expected.keys() and all(_nearly(found[key], expected[key]) for key in expected)
     if isinstance(expected, list | tuple):

@@ -38,3 +38,13 @@ def test_the_committed_file_has_three_seeds_and_their_mean():
     assert {one["model"][-1] for one in own} == {"0", "1", "2"}
     means = capacity.mean_by_factor([one for one in own if one["factor"]])
     assert list(means) == sorted(means) and means[0.5] == pytest.approx(61.13, abs=0.01)
+
+
+def test_what_evaluate_refuses_ends_it_with_that_line(tmp_path, monkeypatch, capfd):
+    arguments = ["capacity", str(tmp_path / "none"), "--data", str(tmp_path), "--file", str(tmp_path / "found.jsonl")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as end:
+        capacity.main()
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert end.value.code == 2 and "none: no such file or folder" in line
+    assert not (tmp_path / "found.jsonl").exists()
