@@ -52,6 +52,10 @@ def recipe_path(name_or_path: str, given: str = "--recipe") -> Path:
     if path.suffix in (".yaml", ".yml"):
         return path
     if name_or_path not in shipped():
+        if path.is_dir():
+            of_run = path / "config.yaml"
+            fix = of_run if of_run.is_file() else "the name of a shipped recipe, or a YAML file"
+            raise UserError(f"{given} {name_or_path}: is a folder, not a recipe; give {fix}")
         raise UserError(f"{given} {name_or_path}: no such recipe; {did_you_mean(name_or_path, shipped())}")
     return RECIPES / f"{name_or_path}.yaml"
 

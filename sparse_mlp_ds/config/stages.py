@@ -1,6 +1,6 @@
 """The stages of a recipe as typed sections: what is trained, from which weights, and how it is measured."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -159,5 +159,7 @@ class Evaluate(Section):
 
 ImageStage = Pretrain | Supervised | Finetune | Probe
 TextStage = MaskedLM | FinetuneText | FinetuneSpan
+TEXT_KINDS = frozenset(get_args(stage.model_fields["kind"].annotation)[0] for stage in get_args(TextStage))
+"""The values of `kind` of stages that train on text."""
 AnyTrainingStage = ImageStage | TextStage
 Stage = Annotated[AnyTrainingStage | Evaluate, Field(discriminator="kind")]

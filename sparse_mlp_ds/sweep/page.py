@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from sparse_mlp_ds.config.stages import TEXT_KINDS
 from sparse_mlp_ds.log import image_hits
 from sparse_mlp_ds.sweep import intervals
 from sparse_mlp_ds.sweep.intervals import Difference
@@ -87,6 +88,13 @@ class Page:
     """What to mind, one sentence each."""
     records: Records
     """The results."""
+
+    @property
+    def samples(self) -> str:
+        """What the models were measured on, `images` or `sequences`, as far as the results have recipes."""
+        recipes = [details.recipe for details in self.records.details.values() if details.recipe]
+        of_text = any(stage["kind"] in TEXT_KINDS for recipe in recipes for stage in recipe["stages"].values())
+        return "sequences" if of_text else "images"
 
 
 def make(about: About, rows: list[Row], records: Records, remarks: Sequence[str] = ()) -> Page:

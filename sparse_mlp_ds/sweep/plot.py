@@ -85,7 +85,7 @@ def differences(page: Page) -> "Figure | None":
     """Return the picture of the differences of the first metric to the first setting; None if no runs are paired.
 
     A circle is the mean over seeds, full if it is significant. The thick line is the 95 % interval over seeds, the thin
-    one below it that over held-out images; each seed is a dot.
+    one below it that over held-out samples; each seed is a dot.
     """
     metric = page.about.metrics[0]
     compared = [one for one in page.differences if one.metric == metric]
@@ -115,7 +115,7 @@ def differences(page: Page) -> "Figure | None":
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     what = f"{metric}: difference to {page.rows[0].setting}, {'points' if scale == 100 else 'same unit'}"
-    axes.set_xlabel(f"{what}\nthick: over seeds, thin: over images; full circle: significant")
+    axes.set_xlabel(f"{what}\nthick: over seeds, thin: over {page.samples}; full circle: significant")
     axes.set_title(
         f"{page.about.name}: 95 % intervals",
         loc="left",

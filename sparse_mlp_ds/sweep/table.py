@@ -45,7 +45,7 @@ def markdown(page: Page) -> str:
         text = (
             f"Difference to {first}, paired by seed, with the 95 % interval of the mean over seeds (Student's t) and "
         )
-        parts += [f"{text}over held-out images (bootstrap); of accuracies, in points:\n", _differences(page)]
+        parts += [f"{text}over held-out {page.samples} (bootstrap); of accuracies, in points:\n", _differences(page)]
     if page.routing:
         parts += ["Routing at the end of training, mean over layers and seeds:\n", _routing(page.routing)]
     return "\n".join([*parts, *(f"{remark}\n" for remark in page.remarks)])
@@ -70,7 +70,7 @@ def _settings(page: Page) -> str:
 
 
 def _differences(page: Page) -> str:
-    lines = [["setting", "metric", "difference", "over seeds", "over images", "seeds", "to mind"]]
+    lines = [["setting", "metric", "difference", "over seeds", f"over {page.samples}", "seeds", "to mind"]]
     for one in page.differences:
         over = [shown_interval(one, interval) for interval in (one.difference.over_seeds, one.difference.over_images)]
         seeds = str(len(one.difference.by_seed))

@@ -119,6 +119,18 @@ def test_the_page_has_differences_with_both_intervals_and_routing(finished):
     assert drawn["differences"][0]["difference"]["by_seed"].keys() == {"0", "1", "2"}
 
 
+def test_what_was_measured_is_called_images_or_sequences(finished):
+    sweep, runs, folder = finished
+    Gathered(sweep, runs, folder).update(runs)
+    page = gather.page_of_file(folder / "results.jsonl", sweep, runs)
+    assert "over held-out images" in table.markdown(page) and "over images" in table.markdown(page)
+    for details in page.records.details.values():
+        details.recipe["stages"]["finetune"]["kind"] = "finetune_text"
+    assert "over held-out sequences" in table.markdown(page) and "images" not in table.markdown(page)
+    labels = [axes.get_xlabel() for axes in plot.differences(page).axes]
+    assert "thin: over sequences;" in labels[0]
+
+
 def test_variants_that_cost_differently_say_so(finished):
     sweep, runs, folder = finished
     text = tables(sweep, runs, folder)
