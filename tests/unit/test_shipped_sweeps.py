@@ -28,7 +28,7 @@ COUNTS = {
     "gmlp_gates": 6,
     "text_sst2": 30,
     "text_mnli": 30,
-    "mlm_blocks": 36,
+    "mlm_blocks": 42,
     "sst2_speeches": 12,
 }
 PARAMETERS = {  # sweep -> millions of each run, without the head
