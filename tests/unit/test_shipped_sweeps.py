@@ -23,7 +23,7 @@ COUNTS = {
     "cifar10_blocks": 16,
     "cifar10_moco": 6,
     "small_models": 18,
-    "small_choices": 13,
+    "small_choices": 20,
     "digits_seeds": 10,
     "gmlp_gates": 6,
     "text_sst2": 30,
