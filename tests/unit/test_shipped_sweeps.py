@@ -29,6 +29,7 @@ COUNTS = {
     "text_sst2": 30,
     "text_mnli": 30,
     "mlm_blocks": 42,
+    "mlm_long": 12,
     "sst2_speeches": 12,
 }
 PARAMETERS = {  # sweep -> millions of each run, without the head
