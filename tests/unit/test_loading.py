@@ -167,9 +167,7 @@ def test_a_folder_is_not_a_recipe_but_a_run_has_one(tmp_path):
         f"--recipe {tmp_path}: is a folder, not a recipe; give the name of a shipped recipe, or a YAML file"
     ]
     (tmp_path / "config.yaml").write_text("name: x\n")
-    assert problems(recipe=tmp_path) == [
-        f"--recipe {tmp_path}: is a folder, not a recipe; give {tmp_path}/config.yaml"
-    ]
+    assert problems(recipe=tmp_path) == [f"--recipe {tmp_path}: is a folder, not a recipe; give {tmp_path}/config.yaml"]
 
 
 def test_a_missing_file_says_so(tmp_path):
