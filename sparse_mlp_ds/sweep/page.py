@@ -92,8 +92,9 @@ class Page:
     @property
     def samples(self) -> str:
         """What the models were measured on, `images` or `sequences`, as far as the results have recipes."""
-        recipes = [details.recipe for details in self.records.details.values() if details.recipe]
-        of_text = any(stage["kind"] in TEXT_KINDS for recipe in recipes for stage in recipe["stages"].values())
+        recipes = [details.recipe or {} for details in self.records.details.values()]
+        stages = [stage for recipe in recipes for stage in recipe.get("stages", {}).values()]
+        of_text = any(stage.get("kind") in TEXT_KINDS for stage in stages)
         return "sequences" if of_text else "images"
 
 
