@@ -40,11 +40,21 @@ class Cache:
         """Use `folder`, which is made when it is needed. limit: Largest total size of the tars, bytes."""
         self.folder, self.limit = folder, limit
 
+    def open(self, shard: Shard) -> IO[bytes]:
+        """Open the local copy of a remote tar, fetched first if there is none. The caller closes it.
+
+        A copy that is removed while it is open stays readable. Raises UserError as `fetch` does.
+        """
+        while True:
+            path = self.fetch(shard)
+            with suppress(FileNotFoundError):  # another process made room meanwhile
+                return path.open("rb")
+
     def fetch(self, shard: Shard) -> Path:
         """Return the local copy of a remote tar. If there is none, one process of this host fetches it, others wait.
 
-        A copy appears whole or not at all. A copy may be removed while a process reads it, which does not disturb that
-        process. Raises UserError if the tar cannot be fetched, differs from the index, or exceeds the cache.
+        A copy appears whole or not at all. Other processes may remove it at any time to make room: whoever reads it
+        calls `open`. Raises UserError if the tar cannot be fetched, differs from the index, or exceeds the cache.
         """
         if shard.bytes > self.limit:
             raise UserError(f"{shard.path}: {shard.bytes} bytes exceed data.cache.gigabytes; raise it")

@@ -48,12 +48,8 @@ class SampleReader:
         """Read from the cache. No file stays open, so that a tar that is removed there frees its space at once."""
         if self.cache is None:
             raise UserError(f"data: {shard.path} is remote; give data.cache a folder and gigabytes")
-        while True:
-            try:
-                with open(self.cache.fetch(shard), "rb") as file:
-                    return files.read_at(file.fileno(), size, offset)
-            except FileNotFoundError:  # removed by another process before it was opened here
-                continue
+        with self.cache.open(shard) as file:
+            return files.read_at(file.fileno(), size, offset)
 
     def _descriptor(self, shard: Shard) -> int:
         """Return the descriptor of a local tar, opened by the process that reads from it.

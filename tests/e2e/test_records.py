@@ -5,7 +5,6 @@ import math
 import os
 import subprocess
 import sys
-from http.server import ThreadingHTTPServer
 from threading import Thread
 
 import numpy as np
@@ -16,6 +15,7 @@ from sparse_mlp_ds.log import image_hits
 from tests.helpers import records
 from tests.helpers.launcher import MOE, REPOSITORY
 from tests.helpers.wandb_server import Server
+from tests.helpers.web import WebServer
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -52,7 +52,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shown")
     recipe = yaml.safe_load(RECIPE)
     (folder / "shown.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    server = WebServer(("127.0.0.1", 0), Server)
     thread = Thread(target=server.serve_forever)
     thread.start()
     address = f"http://127.0.0.1:{server.server_address[1]}"

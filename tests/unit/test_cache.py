@@ -208,21 +208,40 @@ def test_an_endless_command_is_ended_with_all_that_it_started(server, cache, tmp
     assert ended(pids)
 
 
-def fetch(cache, shard, barrier):
+def read(cache, shard, content, times, barrier):
     barrier.wait()
-    assert cache.fetch(shard).stat().st_size == SIZE
+    for _ in range(times):
+        with cache.open(shard) as file:
+            assert file.read() == content
 
 
 def test_processes_that_need_the_same_tar_fetch_it_once(server, cache):
     shard = remote(server, "a")
-    assert together(fetch, *[(cache, shard)] * 4) == [0] * 4
+    assert together(read, *[(cache, shard, (server.folder / "a.tar").read_bytes(), 1)] * 4) == [0] * 4
     assert server.requests["a.tar"] == 1
 
 
 def test_processes_that_need_other_tars_do_not_disturb_one_another(server, cache):
     cache.limit = 3 * SIZE
-    assert together(fetch, *[(cache, remote(server, name)) for name in "abcdefgh"]) == [0] * 8
+    readers = [(cache, remote(server, name), (server.folder / f"{name}.tar").read_bytes(), 20) for name in "abcdefgh"]
+    assert together(read, *readers) == [0] * 8
     assert leftovers(cache) == []
+
+
+def test_a_tar_that_another_process_removes_before_it_is_open_is_fetched_again(server, cache, monkeypatch):
+    shard, fetch = remote(server, "a"), cache.fetch
+    removed = []
+
+    def fetch_and_lose(one):
+        path = fetch(one)
+        if len(removed) < 2:
+            removed.append(path.unlink())
+        return path
+
+    monkeypatch.setattr(cache, "fetch", fetch_and_lose)
+    with cache.open(shard) as file:
+        assert file.read() == (server.folder / "a.tar").read_bytes()
+    assert server.requests["a.tar"] == 3
 
 
 def test_a_killed_process_leaves_nothing_that_hinders_others(server, cache):

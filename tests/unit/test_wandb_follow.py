@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread, Timer
 
@@ -18,6 +17,7 @@ from sparse_mlp_ds.config.log import Wandb
 from sparse_mlp_ds.log.wandb_follow import WandbFollower
 from sparse_mlp_ds.watchdog.events import Events
 from tests.helpers.wandb_server import Server
+from tests.helpers.web import WebServer
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -164,7 +164,7 @@ def test_without_wandb_one_line_says_what_to_do(tmp_path, monkeypatch):
 
 @pytest.fixture
 def server(monkeypatch):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    server = WebServer(("127.0.0.1", 0), Server)
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_address[1]}")
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "4")  # wandb asks again and again until then
