@@ -106,7 +106,7 @@ def _files(ds_config: str | None, recipe: str | None) -> dict[str, str]:
     if ds_config:
         from sparse_mlp_ds.config import deepspeed_json
 
-        path = deepspeed_json.config_path(ds_config)
+        path = deepspeed_json.DS_CONFIGS.path(ds_config, "--ds_config")
         if not path.is_file():
             raise UserError(f"--ds_config {ds_config}: No such file; give a DeepSpeed JSON's path, or a shipped name")
         files[str(path)] = consistency.FIXES["config"]

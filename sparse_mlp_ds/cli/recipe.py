@@ -82,9 +82,9 @@ def _add_new(actions: Any) -> None:
 def _list(args: argparse.Namespace) -> None:
     from sparse_mlp_ds.config import loading
 
-    for name in loading.shipped():
+    for name in loading.RECIPES.names():
         recipe = loading.load_recipe(name)
-        head = loading.recipe_path(name).read_text(encoding="utf-8").split("\n#\n")[0]
+        head = loading.RECIPES.path(name, "NAME").read_text(encoding="utf-8").split("\n#\n")[0]
         text = " ".join(line.lstrip("# ") for line in head.splitlines() if line.startswith("#"))
         print(f"{name}: {recipe.model['name']}; {', '.join(recipe.stages)}\n    {text}")
 

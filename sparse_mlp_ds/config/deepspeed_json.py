@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from sparse_mlp_ds import files
 from sparse_mlp_ds.config import overrides
+from sparse_mlp_ds.config.named_files import NamedFiles
 from sparse_mlp_ds.errors import UserError, did_you_mean
 
 ACCEPTED = {
@@ -54,7 +54,7 @@ NOT_WITH_ZERO_3: dict[str, Any] = {
 only value that each may have."""
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 """Top-level keys about the batch; `config.batch` derives those that are left out."""
-DS_CONFIGS = Path(__file__).with_name("ds_configs")
+DS_CONFIGS = NamedFiles("DeepSpeed JSON", Path(__file__).with_name("ds_configs"), ".json")
 """Folder of the DeepSpeed JSON files that come with the package: a link to `ds_configs` in the repository."""
 
 Precision = Literal["float32", "bf16", "fp16"]
@@ -105,26 +105,6 @@ class DeepSpeedJson:
         return replace(self, raw=self.raw | {"gradient_clipping": 0.0})
 
 
-def shipped() -> list[str]:
-    """Return the names of the DeepSpeed JSON files that come with the package."""
-    return sorted(path.stem for path in DS_CONFIGS.glob("*.json"))
-
-
-def config_path(name_or_path: str) -> Path:
-    """Return the file of a shipped name such as `moe`, or the path itself. Raises UserError with the nearest name.
-
-    A file of that very name in the working folder comes before a shipped one.
-    """
-    path = Path(files.expand(name_or_path))
-    if path.suffix or len(path.parts) > 1 or path.is_file():
-        return path
-    if name_or_path not in shipped():
-        raise UserError(
-            f"--ds_config {name_or_path}: no such file or shipped name; {did_you_mean(name_or_path, shipped())}"
-        )
-    return DS_CONFIGS / f"{name_or_path}.json"
-
-
 def load(path: str | None, gpu: bool | None = None, changes: Sequence[str] = ()) -> DeepSpeedJson:
     """Read and check a DeepSpeed JSON, a shipped one by name or any by path.
 
@@ -139,7 +119,7 @@ def load(path: str | None, gpu: bool | None = None, changes: Sequence[str] = ())
     if path is None:
         raise UserError("--ds_config is missing; give a shipped name, such as --ds_config moe, or a JSON file's path")
     try:
-        text = config_path(path).read_text(encoding="utf-8-sig")
+        text = DS_CONFIGS.path(path, "--ds_config").read_text(encoding="utf-8-sig")
         config = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except OSError as error:
         raise UserError(f"--ds_config {path}: {error.strerror}; give a JSON file's path, or a shipped name such as moe")

@@ -8,14 +8,14 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from sparse_mlp_ds import files
 from sparse_mlp_ds.config import history, overrides, yaml_file
 from sparse_mlp_ds.config import stages as sections
+from sparse_mlp_ds.config.named_files import NamedFiles
 from sparse_mlp_ds.config.recipe import Recipe
 from sparse_mlp_ds.errors import UserError, did_you_mean
 from sparse_mlp_ds.models.presets import PRESETS
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = NamedFiles("recipe", Path(__file__).parents[1] / "recipes", ".yaml")
 _STAGES: tuple[type[BaseModel], ...] = (*get_args(sections.AnyTrainingStage), sections.Evaluate)
 _STAGE_KINDS = {get_args(stage.model_fields["kind"].annotation)[0]: stage for stage in _STAGES}
 FREE = (
@@ -38,33 +38,11 @@ FREE_IN_STAGES = ("val_every_epochs", "val_every_steps", "keep_best", "stop_afte
 """Keys of stages that may differ because none of them changes a weight."""
 
 
-def shipped() -> list[str]:
-    """Return the names of the recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def recipe_path(name_or_path: str, given: str = "--recipe") -> Path:
-    """Return the file of a shipped recipe, given its name; a path to a YAML file is returned as it is.
-
-    given: where the name was given, for the error message. Raises UserError with the nearest name.
-    """
-    path = Path(files.expand(name_or_path))
-    if path.suffix in (".yaml", ".yml"):
-        return path
-    if name_or_path not in shipped():
-        if path.is_dir():
-            of_run = path / "config.yaml"
-            fix = of_run if of_run.is_file() else "the name of a shipped recipe, or a YAML file"
-            raise UserError(f"{given} {name_or_path}: is a folder, not a recipe; give {fix}")
-        raise UserError(f"{given} {name_or_path}: no such recipe; {did_you_mean(name_or_path, shipped())}")
-    return RECIPES / f"{name_or_path}.yaml"
-
-
 def recipe_files(name_or_path: str) -> list[Path]:
     """Return the files that `load_recipe` reads for a recipe: its own file and those of its bases."""
-    found = [recipe_path(name_or_path)]
+    found = [RECIPES.path(name_or_path, "--recipe")]
     while base := yaml_file.read(found[-1], "--recipe", "recipe").get("base"):
-        found.append(found[-1].parent / recipe_path(base))
+        found.append(RECIPES.path(base, f"{found[-1]}: base", found[-1].parent))
     return found
 
 
@@ -73,7 +51,7 @@ def load_recipe(name_or_path: str, given: Sequence[str] = ()) -> Recipe:
 
     Raises UserError with one line per problem, each naming the file (or the override), the key and the fix.
     """
-    path = recipe_path(name_or_path)
+    path = RECIPES.path(name_or_path, "--recipe")
     tree = _read(path)
     overridden = [overrides.apply(tree, override) for override in given]
     if isinstance(tree.get("stages"), dict):  # null leaves out a stage of the base
@@ -125,7 +103,7 @@ def _read(path: Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
         return tree
     if not isinstance(base, str):
         raise UserError(f"{path}: base: expected a shipped recipe's name or a path, not {base!r}")
-    below = path.parent / recipe_path(base, f"{path}: base")  # relative to the recipe that names it
+    below = RECIPES.path(base, f"{path}: base", path.parent)
     if os.path.realpath(below) in map(os.path.realpath, (*derived, path)):
         raise UserError(f"{path}: base: {base} is based on this recipe; remove one of the two")
     merged = _merged(_read(below, (*derived, path)), tree)

@@ -10,14 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from sparse_mlp_ds import files
 from sparse_mlp_ds.config import loading, yaml_file
+from sparse_mlp_ds.config.named_files import NamedFiles
 from sparse_mlp_ds.config.recipe import Recipe
 from sparse_mlp_ds.errors import UserError, did_you_mean
 from sparse_mlp_ds.schema import Section
 
-SWEEPS = Path(loading.RECIPES).with_name("sweeps")
-"""Folder of the sweeps that come with the package."""
+SWEEPS = NamedFiles("sweep", Path(__file__).parents[1] / "sweeps", ".yaml")
 LONGEST = 200
 """Most characters of the name of a run's folder; file systems allow 255, of which a run's own files take some."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -106,12 +105,7 @@ def load(name_or_path: str) -> Sweep:
 
     Raises UserError with one line per problem.
     """
-    path = Path(files.expand(name_or_path))
-    if path.suffix not in (".yaml", ".yml"):
-        shipped = [p.stem for p in SWEEPS.glob("*.yaml")]
-        if name_or_path not in shipped:
-            raise UserError(f"sweep {name_or_path}: no such sweep; {did_you_mean(name_or_path, shipped)}")
-        path = SWEEPS / f"{name_or_path}.yaml"
+    path = SWEEPS.path(name_or_path, "sweep")
     tree = yaml_file.read(path, "sweep", "sweep")
     try:
         return Sweep.model_validate(tree)

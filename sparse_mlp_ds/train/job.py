@@ -185,7 +185,7 @@ def resolve(
     url, checkpoints = recipe.checkpoint.mirror, folder / "checkpoints"
     mirrored = mirror.newest(url, checkpoints) if url and process_group.rank() == 0 else None
     ds = _as_begun(ds, manifest.start_of(checkpoints, resume), mirrored if resume == "auto" else None)
-    source = str(loading.recipe_path(recipe_name))
+    source = str(loading.RECIPES.path(recipe_name, "--recipe"))
     if ds.zero_stage == 3 and recipe.spec.experts:
         raise UserError(
             f"{ds.path}: zero_optimization.stage: 3 is not for models with experts, such as this recipe's, because "

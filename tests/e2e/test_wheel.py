@@ -27,7 +27,7 @@ import sparse_mlp_ds
 from sparse_mlp_ds.config import deepspeed_json, loading
 from sparse_mlp_ds.sweep import plan
 
-recipes, jsons, sweeps = loading.shipped(), deepspeed_json.shipped(), sorted(p.stem for p in plan.SWEEPS.glob("*.yaml"))
+recipes, jsons, sweeps = loading.RECIPES.names(), deepspeed_json.DS_CONFIGS.names(), plan.SWEEPS.names()
 for name in recipes:
     loading.load_recipe(name)
 for name in jsons:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_mlp_ds.config.loading import load_recipe, shipped
+from sparse_mlp_ds.config.loading import RECIPES, load_recipe
 from sparse_mlp_ds.config.recipe import Recipe
 from sparse_mlp_ds.config.stages import FinetuneSpan, Pretrain, TrainingStage
 from sparse_mlp_ds.data import loader, sources
@@ -106,10 +106,10 @@ def first_steps(data: Path, names: list[str]) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
-    return harness.run(1, first_steps, tmp_path_factory.mktemp("data"), shipped(), seconds=240)[0]
+    return harness.run(1, first_steps, tmp_path_factory.mktemp("data"), RECIPES.names(), seconds=240)[0]
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", RECIPES.names())
 def test_every_stage_of_a_recipe_takes_its_first_step(name, steps):
     recipe = load_recipe(name)
     own = {stage.removeprefix(f"{name} "): step for stage, step in steps.items() if stage.split()[0] == name}

@@ -123,11 +123,11 @@ def test_a_missing_file_or_flag_points_to_the_default(tmp_path):
 
 def test_a_shipped_file_is_found_by_name_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert deepspeed_json.shipped() == [path.stem for path in SHIPPED]
+    assert deepspeed_json.DS_CONFIGS.names() == [path.stem for path in SHIPPED]
     for path in SHIPPED:
         assert deepspeed_json.load(path.stem) == replace(deepspeed_json.load(str(path)), path=path.stem)
     (line,) = problems("moe_bf61")
-    assert line == "--ds_config moe_bf61: no such file or shipped name; did you mean 'moe_bf16'?"
+    assert line == "--ds_config moe_bf61: no such DeepSpeed JSON; did you mean 'moe_bf16'?"
 
 
 def test_a_file_in_the_working_folder_comes_before_a_shipped_one_of_that_name(tmp_path, monkeypatch):

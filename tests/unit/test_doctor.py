@@ -227,7 +227,7 @@ def test_this_host_alone(tmp_path, monkeypatch, capsys):
         main.main(["doctor", "--json", "--recipe", "digits", "--hostfile", "hostfile"])
     (host,) = json.loads(capsys.readouterr().out)["hosts"]
     assert host["facts"]["host"] == socket.gethostname() and host["host"]["slots"] == 1
-    assert list(host["facts"]["files"]) == [str(loading.RECIPES / "digits.yaml")], "its data is not made yet"
+    assert list(host["facts"]["files"]) == [str(loading.RECIPES.folder / "digits.yaml")], "its data is not made yet"
 
 
 def test_the_files_of_a_run_are_the_recipe_its_bases_and_the_indexes(tmp_path, monkeypatch):
@@ -236,7 +236,8 @@ def test_the_files_of_a_run_are_the_recipe_its_bases_and_the_indexes(tmp_path, m
     monkeypatch.chdir(tmp_path)
     Path("moe.json").write_text("{}")
     Path("mine.yaml").write_text("base: digits\ndata: {embedded: null, train: 'here/{a,b}.tar', val: there}\n")
-    files = ["moe.json", "mine.yaml", str(loading.RECIPES / "digits.yaml"), "here/index.json", "there/index.json"]
+    digits = str(loading.RECIPES.folder / "digits.yaml")
+    files = ["moe.json", "mine.yaml", digits, "here/index.json", "there/index.json"]
     assert list(_files("moe.json", "mine.yaml")) == files
     with pytest.raises(UserError, match="--ds_config gone.json: No such file; give"):
         _files("gone.json", None)

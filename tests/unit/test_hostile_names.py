@@ -47,13 +47,13 @@ def _yaml(folder: Path, tree) -> str:
 
 
 def _stage(folder, name):
-    recipe = yaml.safe_load((loading.RECIPES / "digits.yaml").read_text())
+    recipe = yaml.safe_load((loading.RECIPES.folder / "digits.yaml").read_text())
     recipe["stages"] = {name: recipe["stages"]["finetune"]}
     loading.load_recipe(_yaml(folder, recipe))
 
 
 def _recipe(folder, name):
-    recipe = yaml.safe_load((loading.RECIPES / "digits.yaml").read_text())
+    recipe = yaml.safe_load((loading.RECIPES.folder / "digits.yaml").read_text())
     loading.load_recipe(_yaml(folder, recipe | {"name": name}))
 
 

@@ -106,7 +106,7 @@ def test_an_override_that_cannot_be_applied_is_quoted(override, said):
 
 
 def test_every_problem_gets_its_line_and_its_own_source(tmp_path):
-    tree = yaml.safe_load((RECIPES / "digits.yaml").read_text())
+    tree = yaml.safe_load((RECIPES.folder / "digits.yaml").read_text())
     tree["moe"]["group_image"] = 4
     tree["stages"]["finetune"]["label_smoothing"] = 1.5
     path = tmp_path / "mine.yaml"
@@ -164,7 +164,7 @@ def test_an_unknown_recipe_is_answered_with_the_nearest_name():
 
 def test_a_folder_is_not_a_recipe_but_a_run_has_one(tmp_path):
     assert problems(recipe=tmp_path) == [
-        f"--recipe {tmp_path}: is a folder, not a recipe; give the name of a shipped recipe, or a YAML file"
+        f"--recipe {tmp_path}: is a folder, not a recipe; give the name of a shipped one, or a .yaml file"
     ]
     (tmp_path / "config.yaml").write_text("name: x\n")
     assert problems(recipe=tmp_path) == [f"--recipe {tmp_path}: is a folder, not a recipe; give {tmp_path}/config.yaml"]
@@ -207,10 +207,10 @@ def test_the_last_of_two_overrides_wins():
     assert load_recipe(DEFAULT_RECIPE, ["train.seed=1", "train.seed=2"]).train.seed == 2
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.iterdir()))
+@pytest.mark.parametrize("name", RECIPES.names())
 def test_a_shipped_recipe_loads_by_name_and_by_path(name):
     recipe = load_recipe(name)
-    assert recipe == load_recipe(str(RECIPES / f"{name}.yaml"))
+    assert recipe == load_recipe(str(RECIPES.folder / f"{name}.yaml"))
     assert recipe.name == name
     assert not isinstance(next(iter(recipe.stages.values())), Evaluate)
 

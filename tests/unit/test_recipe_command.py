@@ -32,7 +32,7 @@ def refused(capsys, *arguments):
     return capsys.readouterr().err.strip()
 
 
-@pytest.mark.parametrize("name", loading.shipped())
+@pytest.mark.parametrize("name", loading.RECIPES.names())
 def test_what_show_prints_is_the_same_recipe(name, capsys, tmp_path):
     (tmp_path / "shown.yaml").write_text(printed(capsys, "recipe", "show", name), encoding="utf-8")
     assert loading.load_recipe(str(tmp_path / "shown.yaml")) == loading.load_recipe(name)
@@ -40,7 +40,7 @@ def test_what_show_prints_is_the_same_recipe(name, capsys, tmp_path):
 
 def test_list_names_every_recipe(capsys):
     lines = printed(capsys, "recipe", "list").splitlines()
-    assert [line.split(":")[0] for line in lines[::2]] == loading.shipped()
+    assert [line.split(":")[0] for line in lines[::2]] == loading.RECIPES.names()
     assert all(len(line) > 20 for line in lines[1::2])
 
 
@@ -54,15 +54,15 @@ def test_diff_names_keys_in_lists_and_missing_stages(capsys):
 
 def test_the_schemas_accept_what_is_shipped_and_nothing_misspelt(capsys):
     recipes = jsonschema.Draft202012Validator(json.loads(printed(capsys, "recipe", "schema")))
-    for name in loading.shipped():
-        tree = yaml.safe_load(loading.recipe_path(name).read_text(encoding="utf-8"))
+    for name in loading.RECIPES.names():
+        tree = yaml.safe_load(loading.RECIPES.path(name, "NAME").read_text(encoding="utf-8"))
         recipes.validate(tree)
     assert not recipes.is_valid({"stages": {"finetune": {"epoch": 3}}})
     assert not recipes.is_valid({"data": {"train": 3}})
     assert recipes.is_valid({"base": "digits", "stages": {"pretrain": None, "finetune": {"epochs": 3}}})
     deepspeed = jsonschema.Draft202012Validator(json.loads(printed(capsys, "recipe", "schema", "--ds_config")))
-    for name in deepspeed_json.shipped():
-        deepspeed.validate(json.loads(deepspeed_json.config_path(name).read_text(encoding="utf-8")))
+    for name in deepspeed_json.DS_CONFIGS.names():
+        deepspeed.validate(json.loads(deepspeed_json.DS_CONFIGS.path(name, "NAME").read_text(encoding="utf-8")))
     assert not deepspeed.is_valid({"gradient_clipping": 1.0, "zero_optimization": {"stge": 2}})
     assert not deepspeed.is_valid({"gradient_cliping": 1.0})
 
@@ -143,4 +143,4 @@ def test_bad_input_is_one_line(photos, capsys):
 def test_a_reader_that_has_read_enough_is_no_error():
     shell = f"{sys.executable} -m sparse_mlp_ds.cli.main recipe list | head -n 1"
     done = subprocess.run(shell, shell=True, capture_output=True, text=True, timeout=120)
-    assert done.stdout.startswith(f"{loading.shipped()[0]}: ") and "roken" not in done.stderr
+    assert done.stdout.startswith(f"{loading.RECIPES.names()[0]}: ") and "roken" not in done.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparse_mlp_ds.config.loading import RECIPES, load_recipe, shipped
+from sparse_mlp_ds.config.loading import RECIPES, load_recipe
 from sparse_mlp_ds.config.stages import Evaluate, Pretrain, TrainingStage
 from sparse_mlp_ds.data.index import Index, Shard
 from sparse_mlp_ds.models import cost
@@ -80,8 +80,8 @@ def training(recipe):
 
 
 def test_every_recipe_is_ours_or_in_the_table():
-    others = {name for name in shipped() if load_recipe(name).is_text} - OURS  # see test_shipped_text_recipes
-    assert set(shipped()) - others == OURS | PAPERS.keys()
+    others = {name for name in RECIPES.names() if load_recipe(name).is_text} - OURS  # see test_shipped_text_recipes
+    assert set(RECIPES.names()) - others == OURS | PAPERS.keys()
 
 
 @papers
@@ -192,11 +192,11 @@ def _fits(name, monkeypatch):
 
 @cache
 def head(name):
-    lines = (RECIPES / f"{name}.yaml").read_text().splitlines()
+    lines = (RECIPES.folder / f"{name}.yaml").read_text().splitlines()
     return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines if line.startswith("#"))
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", RECIPES.names())
 def test_the_command_in_its_head_is_one_that_runs_it(name):
     commands = [line for line in head(name).splitlines() if "train.py" in line]
     assert len(commands) == 1

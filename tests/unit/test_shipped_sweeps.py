@@ -23,7 +23,8 @@ COUNTS = {
     "cifar10_blocks": 16,
     "cifar10_moco": 6,
     "small_models": 18,
-    "small_choices": 20,
+    "small_long": 12,
+    "small_choices": 24,
     "digits_seeds": 10,
     "gmlp_gates": 6,
     "text_sst2": 30,
@@ -42,7 +43,7 @@ PARAMETERS = {  # sweep -> millions of each run, without the head
 
 
 def head(name):
-    lines = (SWEEPS / f"{name}.yaml").read_text().splitlines()
+    lines = (SWEEPS.folder / f"{name}.yaml").read_text().splitlines()
     return [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
 
 
@@ -51,7 +52,7 @@ def commands(name):
 
 
 def test_all_of_them_are_in_the_table():
-    assert {path.stem for path in SWEEPS.glob("*.yaml")} == COUNTS.keys()
+    assert set(SWEEPS.names()) == COUNTS.keys()
 
 
 @pytest.mark.parametrize("name", COUNTS)
