@@ -17,13 +17,19 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sparse_mlp_ds import rng
+from sparse_mlp_ds.config.loading import load_recipe
 from sparse_mlp_ds.distributed import host
 from sparse_mlp_ds.models import registry
+from sparse_mlp_ds.models.backbone import Backbone
+from sparse_mlp_ds.models.base_spec import MoESpec
 from sparse_mlp_ds.models.layers import init_weights
 from sparse_mlp_ds.models.text_spec import GmlpTextSpec
+from sparse_mlp_ds.moe.layer import MoELayer
 
 DENSE = "gmlp_text_speeches"
 OTHERS = ("amlp_text_speeches", "sparse_gmlp_text_speeches", "bert_speeches", "mixer_text_speeches")
+RECIPE = "speeches"
+"""Recipe whose sparse model is timed with its own sizes and routing."""
 Logits = Callable[[Tensor], tuple[Tensor, Tensor | float]]
 """A function from tokens [B, n] to the logits [M, V] of the places that are predicted, and the balance losses."""
 
@@ -42,7 +48,9 @@ def main() -> None:
     places = torch.arange(round(0.15 * spec.length))
     keys = rng.sample_keys(0, torch.arange(args.rows), "benchmark")
 
-    steps = {name: _step(*_ours(name, places, keys), tokens, places) for name in (DENSE, *OTHERS)}
+    models = {name: registry.build(registry.preset(name)) for name in (DENSE, *OTHERS)}
+    models[f"recipe {RECIPE}"] = _of_recipe()
+    steps = {name: _step(*_ours(model, places, keys), tokens, places) for name, model in models.items()}
     steps["g-mlp-pytorch"] = _step(*_theirs(spec, places), tokens, places)
     for step in steps.values():
         step()  # warm up
@@ -68,8 +76,16 @@ def main() -> None:
     Console().print(table)
 
 
-def _ours(name: str, places: Tensor, keys: Tensor) -> tuple[nn.Module, Logits]:
-    model = registry.build(registry.preset(name))
+def _of_recipe() -> Backbone:
+    recipe = load_recipe(RECIPE)
+
+    def make_moe(kind: str, dim: int, spec: MoESpec, dropout: float) -> MoELayer:
+        return registry.local_moe(kind, dim, spec, dropout, recipe.moe.routing(kind))
+
+    return registry.build(recipe.spec, make_moe=make_moe)
+
+
+def _ours(model: Backbone, places: Tensor, keys: Tensor) -> tuple[nn.Module, Logits]:
     init_weights(model, 0)
 
     def logits(tokens: Tensor) -> tuple[Tensor, Tensor | float]:
