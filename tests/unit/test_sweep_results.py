@@ -1,6 +1,7 @@
 """What the results of a sweep say, in marks, tables and curves; and results that come from files of other machines."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,9 @@ def test_what_was_measured_is_called_images_or_sequences(finished):
     assert "over held-out sequences" in table.markdown(page) and "images" not in table.markdown(page)
     labels = [axes.get_xlabel() for axes in plot.differences(page).axes]
     assert "thin: over sequences;" in labels[0]
+    for recipe in ({"name": "without stages"}, None):  # as the file of another program may have it
+        others = {key: one.model_copy(update={"recipe": recipe}) for key, one in page.records.details.items()}
+        assert replace(page, records=replace(page.records, details=others)).samples == "images"
 
 
 def test_variants_that_cost_differently_say_so(finished):
