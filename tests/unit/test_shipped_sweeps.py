@@ -24,6 +24,7 @@ COUNTS = {
     "cifar10_moco": 6,
     "small_models": 18,
     "small_long": 12,
+    "small_regularization": 7,
     "small_choices": 24,
     "digits_seeds": 10,
     "gmlp_gates": 6,
