@@ -25,7 +25,7 @@ COUNTS = {
     "small_models": 18,
     "small_long": 12,
     "small_regularization": 7,
-    "small_choices": 24,
+    "small_choices": 28,
     "digits_seeds": 10,
     "gmlp_gates": 6,
     "text_sst2": 30,
