@@ -23,6 +23,7 @@ COUNTS = {
     "cifar10_blocks": 16,
     "cifar10_moco": 6,
     "small_models": 18,
+    "small_short": 12,
     "small_long": 12,
     "small_regularization": 7,
     "small_choices": 28,

@@ -1,0 +1,79 @@
+"""What settings gain over the length of training, read from results files that sweeps have written."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import training_length
+
+
+def result(variant, seed, top1, images, **changes):
+    one = {"sweep": f"of_{images}", "variant": variant, "seed": seed, "stage": "supervised", "top1": top1}
+    one |= {"loss": 1.0, "train_loss": 1.0, "params": 10, "params_active": 10, "macs": 10, "steps": images // 10}
+    return one | {"images": images, "seconds": 1.0, "commit": None} | changes
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two lengths, the longer one first; `sparse` gains 1 and 2 points, with two seeds and with three."""
+    for images, gains in ((400, (0.02, 0.01, 0.03)), (100, (0.01, 0.01))):
+        lines = []
+        for seed, gain in enumerate(gains):
+            lines += [result("dense", seed, 0.5, images), result("sparse", seed, 0.5 + gain, images)]
+        lines.append(result("wide", 0, 0.6, images))
+        (tmp_path / f"{images}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return [tmp_path / "400.jsonl", tmp_path / "100.jsonl"]
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["training_length", *map(str, arguments)])
+    training_length.main()
+
+
+def test_differences_are_those_of_the_sweeps_in_order_of_length(files):
+    metric, points = training_length.read(files)
+    assert metric == "supervised.top1"
+    found = [(p.setting, p.sweep, p.images, round(p.difference.mean, 6), len(p.difference.by_seed)) for p in points]
+    assert found == [
+        ("sparse", "of_100", 100, 0.01, 2),
+        ("sparse", "of_400", 400, 0.02, 3),
+        ("wide", "of_100", 100, 0.1, 1),
+        ("wide", "of_400", 400, 0.1, 1),
+    ]
+    low, high = points[1].difference.over_seeds
+    assert (low, high) == pytest.approx((0.02 - 4.3027 * 0.01 / 3**0.5, 0.02 + 4.3027 * 0.01 / 3**0.5), abs=1e-5)
+    assert {point.setting for point in training_length.read(files, ["wide"])[1]} == {"wide"}
+
+
+def test_they_are_printed_and_drawn(files, tmp_path, monkeypatch, capsys):
+    call(monkeypatch, *files, "--settings", "sparse", "--plot", tmp_path / "plot.svg")
+    out = capsys.readouterr().out
+    assert "+2.00" in out and "-0.48 .. +4.48" in out and "wide" not in out
+    drawn = (tmp_path / "plot.svg").read_text()
+    assert "sparse" in drawn and "difference to the first setting, points" in drawn and "0.0004 M" in drawn
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (lambda folder: folder / "none.jsonl", "none.jsonl: No such file"),
+        (lambda folder: folder / "text.jsonl", "give those of one metric"),
+        (lambda folder: "--settings=mixer", "give --settings of runs that have a pair"),
+    ],
+)
+def test_bad_input_is_one_line(files, tmp_path, monkeypatch, capsys, wrong, said):
+    text = result("dense", 0, None, 100, stage="mlm")
+    (tmp_path / "text.jsonl").write_text(json.dumps(text) + "\n")
+    with pytest.raises(SystemExit) as end:
+        call(monkeypatch, files[0], wrong(tmp_path))
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert end.value.code == 2 and said in line
+
+
+def test_the_committed_files_are_of_the_same_comparison():
+    from tests.helpers.launcher import REPOSITORY
+
+    results = REPOSITORY / "docs/results"
+    _, points = training_length.read([results / "small_models.jsonl", results / "small_long.jsonl"], ["plus"])
+    assert [point.images for point in points] == [798720, 3194880]
