@@ -26,7 +26,7 @@ COUNTS = {
     "small_short": 12,
     "small_long": 12,
     "small_regularization": 7,
-    "small_choices": 28,
+    "small_choices": 26,
     "digits_seeds": 10,
     "gmlp_gates": 6,
     "text_sst2": 30,
