@@ -102,14 +102,16 @@ def draw(metric: str, points: list[Point], scale: int) -> Any:
                     ends = [scale * end for end in interval]
                     axes.plot([place, place], ends, color=color, linewidth=width, alpha=0.5, solid_capstyle="butt")
             seeds = [scale * value for value in point.difference.by_seed.values()]
-            axes.plot([place * 1.02] * len(seeds), seeds, ".", color=color, markersize=4)
+            axes.plot([place * 1.015] * len(seeds), seeds, ".", color=color, markersize=4)
     axes.set_xscale("log")
     lengths = sorted({point.images for point in points})
-    axes.set_xticks(lengths, [f"{length / 1e6:g} M" for length in lengths])
+    axes.set_xticks(lengths, [f"{length / 1e6:.2g} M" for length in lengths])
     axes.set_xticks([], minor=True)
     axes.axhline(0, color="#222222", linewidth=0.8)
+    axes.margins(x=0.15)
     unit = "points" if scale == 100 else "same unit"
-    axes.set(xlabel="images trained on", ylabel=f"{metric}: difference to the first setting, {unit}")
+    axes.set_ylabel(f"{metric}, {unit}:\ndifference to the first setting")
+    axes.set_xlabel("images trained on\nthick: 95 % over seeds, thin: over images, dots: seeds")
     axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.3)
     return figure

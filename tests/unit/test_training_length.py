@@ -51,7 +51,12 @@ def test_they_are_printed_and_drawn(files, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "+2.00" in out and "-0.48 .. +4.48" in out and "wide" not in out
     drawn = (tmp_path / "plot.svg").read_text()
-    assert "sparse" in drawn and "difference to the first setting, points" in drawn and "0.0004 M" in drawn
+    assert (
+        "sparse" in drawn
+        and "difference to the first setting" in drawn
+        and "supervised.top1, points" in drawn
+        and "0.0004 M" in drawn
+    )
 
 
 @pytest.mark.parametrize(
