@@ -80,5 +80,6 @@ def test_the_committed_files_are_of_the_same_comparison():
     from tests.helpers.launcher import REPOSITORY
 
     results = REPOSITORY / "docs/results"
-    _, points = training_length.read([results / "small_models.jsonl", results / "small_long.jsonl"], ["plus"])
-    assert [point.images for point in points] == [798720, 3194880]
+    files = [results / f"small_{length}.jsonl" for length in ("short", "models", "long")]
+    _, points = training_length.read(files, ["plus"])
+    assert [point.images for point in points] == [199680, 798720, 3194880]
