@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sparse_mlp_ds.errors import USAGE, UserError, print_error
+from sparse_mlp_ds.errors import USAGE, UserError, explaining, print_error
 from sparse_mlp_ds.sweep import gather, plot
 from sparse_mlp_ds.sweep.intervals import Difference, Interval
 from sparse_mlp_ds.sweep.results import is_share
@@ -37,25 +37,32 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="draw the differences into this SVG file")
     args = parser.parse_args()
     try:
-        metric, points = read(args.files, args.settings)
+        with explaining():
+            if args.plot and not args.plot.parent.is_dir():
+                raise UserError(f"--plot {args.plot}: its folder is not there; make it")
+            metric, points = read(args.files, args.settings)
+            scale = 100 if is_share(metric) else 1
+            if args.plot:
+                plot.draw(lambda: draw(metric, points, scale), args.plot)
     except UserError as error:
         print_error(f"error: {error}")
         sys.exit(USAGE)
-    scale = 100 if is_share(metric) else 1
     Console(width=160).print(_table(points, scale))
-    if args.plot:
-        plot.draw(lambda: draw(metric, points, scale), args.plot)
 
 
 def read(paths: list[Path], settings: list[str] | None = None) -> tuple[str, list[Point]]:
     """Return the first metric of the files, and the differences of it in the order of training length.
 
-    Raises UserError if a file is damaged, if the files have other first metrics, or none of the settings.
+    Raises UserError if a file is damaged, or if the files differ in their first metric or setting, or have nothing to
+    compare.
     """
     pages = [gather.page_of_file(path) for path in paths]
     metrics = {page.about.metrics[0] for page in pages}
     if len(metrics) > 1:
         raise UserError(f"{paths[0]}: the files measure {', '.join(sorted(metrics))}; give those of one metric")
+    firsts = {page.rows[0].setting for page in pages}
+    if len(firsts) > 1:
+        raise UserError(f"{paths[0]}: the files compare with {', '.join(sorted(firsts))}; give those of one comparison")
     (metric,) = metrics
     stage = metric.partition(".")[0]
     points = []
@@ -92,9 +99,8 @@ def draw(metric: str, points: list[Point], scale: int) -> Any:
     settings = list(dict.fromkeys(point.setting for point in points))
     for number, name in enumerate(settings):
         own, color = [point for point in points if point.setting == name], f"C{number}"
-        places = [
-            point.images * 1.04 ** (number - (len(settings) - 1) / 2) for point in own
-        ]  # so that bars stand apart
+        apart = 1.04 ** (number - (len(settings) - 1) / 2)  # so that bars stand beside one another
+        places = [point.images * apart for point in own]
         axes.plot(places, [scale * point.difference.mean for point in own], "o-", color=color, label=name)
         for place, point in zip(places, own, strict=True):
             for interval, width in ((point.difference.over_seeds, 3.0), (point.difference.over_images, 1.0)):

@@ -54,8 +54,8 @@ NOT_WITH_ZERO_3: dict[str, Any] = {
 only value that each may have."""
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 """Top-level keys about the batch; `config.batch` derives those that are left out."""
-DS_CONFIGS = NamedFiles("DeepSpeed JSON", Path(__file__).with_name("ds_configs"), ".json")
-"""Folder of the DeepSpeed JSON files that come with the package: a link to `ds_configs` in the repository."""
+DS_CONFIGS = NamedFiles("DeepSpeed JSON", Path(__file__).with_name("ds_configs"), ".json", "ds_config.json")
+"""Those that come with the package; their folder is a link to `ds_configs` in the repository."""
 
 Precision = Literal["float32", "bf16", "fp16"]
 

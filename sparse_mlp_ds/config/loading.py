@@ -15,7 +15,7 @@ from sparse_mlp_ds.config.recipe import Recipe
 from sparse_mlp_ds.errors import UserError, did_you_mean
 from sparse_mlp_ds.models.presets import PRESETS
 
-RECIPES = NamedFiles("recipe", Path(__file__).parents[1] / "recipes", ".yaml")
+RECIPES = NamedFiles("recipe", Path(__file__).parents[1] / "recipes", ".yaml", "config.yaml")
 _STAGES: tuple[type[BaseModel], ...] = (*get_args(sections.AnyTrainingStage), sections.Evaluate)
 _STAGE_KINDS = {get_args(stage.model_fields["kind"].annotation)[0]: stage for stage in _STAGES}
 FREE = (

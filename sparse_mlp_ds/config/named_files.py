@@ -16,6 +16,8 @@ class NamedFiles:
     folder: Path
     suffix: str
     """With the dot."""
+    of_run: str | None = None
+    """Name of the one that a run keeps in its folder."""
 
     def names(self) -> list[str]:
         """Return their names, in order."""
@@ -31,7 +33,7 @@ class NamedFiles:
             given: Where, for the error message.
             start: Folder from which relative paths start.
 
-        Raises UserError with the nearest name; for a run folder with the recipe in it.
+        Raises UserError with the nearest name; for a run folder with the file that is in it.
         """
         path = start / files.expand(name_or_path)
         if path.is_dir() and name_or_path not in self.names():
@@ -43,7 +45,6 @@ class NamedFiles:
         return self.folder / f"{name_or_path}{self.suffix}"
 
     def _instead_of(self, folder: Path) -> str:
-        of_run = folder / "config.yaml"
-        if self.kind == "recipe" and of_run.is_file():
-            return str(of_run)
+        if self.of_run and (folder / self.of_run).is_file():
+            return str(folder / self.of_run)
         return f"the name of a shipped one, or a {self.suffix} file"

@@ -39,6 +39,13 @@ def test_a_folder_is_named_as_such_unless_a_shipped_file_has_its_name(kind, tmp_
     assert kind.path(name, "--here") == kind.folder / f"{name}{kind.suffix}"
 
 
+@pytest.mark.parametrize("kind, kept", [(RECIPES, "config.yaml"), (DS_CONFIGS, "ds_config.json")])
+def test_of_a_run_folder_the_file_in_it_is_named(kind, kept, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / kept).write_text("")
+    assert refusal(kind.path, "run", "--here") == f"--here run: is a folder, not a {kind.kind}; give run/{kept}"
+
+
 @KINDS
 @pytest.mark.parametrize("given", ["mine.yaml", "mine.txt", "sub/mine", "./mine"])
 def test_a_path_is_one_whether_or_not_a_file_is_there(kind, given, tmp_path):
