@@ -64,6 +64,13 @@ def add_to(commands: Any) -> None:
         metavar="URL",
         help="copy each run's checkpoints to a folder of its own below URL, and go on from those that are there",
     )
+    sweep.add_argument(
+        "--settings",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="with --table FILE: the settings to show; the others are compared with the first of them (default: all)",
+    )
     mode = sweep.add_mutually_exclusive_group()
     mode.add_argument("--only", type=int, metavar="N", help="execute only run number N, as --list numbers them")
     mode.add_argument("--list", action="store_true", help="print the runs with their numbers, and execute none")
@@ -85,6 +92,8 @@ def _sweep(args: argparse.Namespace) -> None:
     if isinstance(args.table, str):
         _table_of_file(args)
         return
+    if args.settings:
+        raise UserError("--settings chooses from a results file; name it with --table FILE")
     if args.sweep is None:
         raise UserError("no sweep is given; name one, or a results file with --table FILE")
     _table_or_execute(args)
@@ -98,7 +107,7 @@ def _table_of_file(args: argparse.Namespace) -> None:
     path = Path(args.table)
     folder, name = args.out or path.parent, path.name.removesuffix(".jsonl")
     sweep = _changed(plan.load(args.sweep), args) if args.sweep else None
-    page = gather.page_of_file(path, sweep, plan.runs(sweep) if sweep else ())
+    page = gather.page_of_file(path, sweep, plan.runs(sweep) if sweep else (), args.settings)
     files.check_writable(folder, "--out")
     folder.mkdir(parents=True, exist_ok=True)
     _print_table(table.markdown(page), folder, table.write(page, folder, name))

@@ -161,15 +161,18 @@ def changed_recipe(run: SweepRun, known: Records) -> str | None:
     return None
 
 
-def page_of_file(path: Path, sweep: Sweep | None = None, runs: Sequence[SweepRun] = ()) -> Page:
+def page_of_file(
+    path: Path, sweep: Sweep | None = None, runs: Sequence[SweepRun] = (), chosen: Sequence[str] = ()
+) -> Page:
     """Return what a results file says, without a look at any run.
 
     Args:
         path: The file.
         sweep: The sweep that the results should be of, if it is known: its settings, seeds and metrics are shown.
         runs: Its runs; results of different recipes are marked.
+        chosen: The settings to show; the others are compared with the first of them. Without any, all are shown.
 
-    Raises UserError if the file is damaged or of a different sweep.
+    Raises UserError if the file is damaged, of a different sweep, or without one of the chosen settings.
     """
     known = records.read(path, sweep.name if sweep else None)
     settings: dict[str, list[int]] = {}
@@ -190,6 +193,10 @@ def page_of_file(path: Path, sweep: Sweep | None = None, runs: Sequence[SweepRun
         if unplanned:
             remarks.append(f"Not in sweep {sweep.name}, and left out: {', '.join(unplanned)}.")
         settings = planned
+    for setting in chosen:
+        if setting not in settings:
+            raise UserError(f"{path}: has no setting {setting!r}, but {', '.join(settings)}")
+    settings = {setting: settings[setting] for setting in chosen or settings}
     remarks += _mixed_recipes(settings, known) + _mixed_costs(settings, known)
     about = sweep or Named(next(iter(known.results.values())).sweep, _metrics(known))
     return page.make(about, page.rows_of(about, settings, costs, known), known, remarks)

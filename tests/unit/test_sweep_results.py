@@ -269,6 +269,29 @@ def test_the_command_takes_a_sweep_or_a_results_file_after_table(finished, tmp_p
     assert not gather.changed_recipe(plan.runs(mirrored)[0], Gathered(sweep, runs, folder).known), "only a place"
 
 
+def test_the_table_of_a_file_shows_the_chosen_settings_against_the_first_of_them(finished, tmp_path, capsys):
+    sweep, runs, folder = finished
+    Gathered(sweep, runs, folder).update(runs)
+    file = folder / "results.jsonl"
+
+    def call(*arguments):
+        args = main._parser().parse_args(["sweep", "--table", *arguments])
+        args.run(args)
+
+    call(str(file), "--out", str(tmp_path / "turned"), "--settings", "mixer", "sparse")
+    written = (tmp_path / "turned/results.md").read_text()
+    assert [line.split("|")[1].strip() for line in written.splitlines()[2:4]] == ["mixer", "sparse"]
+    assert "Difference to mixer, paired by seed" in written
+    turned = gather.page_of_file(file, sweep, runs, ("mixer", "sparse"))
+    (there,), (back,) = gather.page_of_file(file).differences, turned.differences
+    assert back.difference.mean == pytest.approx(-there.difference.mean) != 0
+    with pytest.raises(UserError, match=r"results\.jsonl: has no setting 'spars', but sparse, mixer"):
+        call(str(file), "--settings", "spars")
+    with pytest.raises(UserError, match="--settings chooses from a results file; name it with --table FILE"):
+        args = main._parser().parse_args(["sweep", "tried.yaml", "--settings", "sparse"])
+        args.run(args)
+
+
 def test_twenty_settings_have_twenty_colours():
     from matplotlib.colors import to_hex
 
