@@ -15,6 +15,9 @@ class Optimizer(Section):
     """The update rule."""
     base_lr: PositiveFloat
     """Peak learning rate per 256 samples: the rate used is base_lr x batch_size / 256."""
+    expert_lr_scale: PositiveFloat = 1.0
+    """Learning rate of the experts, as a multiple of everything else's. An expert sees few of a step's items, so its
+    gradients are noisier than those of a dense MLP."""
     weight_decay: NonNegativeFloat = 0.1
     """Weight decay; see `exempt_vectors`."""
     exempt_vectors: bool = True

@@ -7,6 +7,7 @@ from typing import Any
 from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
 from torch import nn
 
+from sparse_mlp_ds.moe.layer import MoELayer
 from sparse_mlp_ds.moe.router import Router
 
 RateScale = Callable[[str], float]
@@ -14,23 +15,31 @@ RateScale = Callable[[str], float]
 
 
 def parameter_groups(
-    module: nn.Module, weight_decay: float, rate_scale: RateScale = lambda name: 1.0, exempt_vectors: bool = True
+    module: nn.Module,
+    weight_decay: float,
+    rate_scale: RateScale = lambda name: 1.0,
+    exempt_vectors: bool = True,
+    expert_scale: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Return the optimizer's parameter groups: vectors (biases, norms) and experts have their own groups.
 
     Learned positions are a stack of vectors, one for each patch (as in DeiT's code).
 
     ZeRO needs experts apart. Routers have their own group too: ZeRO flattens a group into one tensor, and the type of
-    routers may differ. Each group has `lr_scale`, its rate as a multiple of the stage's rate, and `vectors`, which says
-    whether it holds vectors that neither decay nor are rescaled (exempt_vectors).
+    routers may differ. Each group has `lr_scale`, its rate as a multiple of the stage's rate (for experts, times
+    `expert_scale`), and `vectors`, which says whether it holds vectors that neither decay nor are rescaled
+    (exempt_vectors).
     """
+    layers = [m for m in module.modules() if isinstance(m, MoELayer)]
+    experts = {parameter for layer in layers for parameter in layer.experts.parameters()}
     routers = {m.weight for m in module.modules() if isinstance(m, Router)}
     members: dict[tuple[str, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             vector = parameter.ndim == 1 or name.split(".")[-1] == "positions"
             kind = "router" if parameter in routers else "no_decay" if vector else "decay"
-            members[kind, rate_scale(name)].append(parameter)
+            scale = rate_scale(name) * (expert_scale if parameter in experts else 1.0)
+            members[kind, scale].append(parameter)
     groups = [
         {
             "name": f"{kind} x {scale:g}",

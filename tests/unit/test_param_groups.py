@@ -6,7 +6,7 @@ import torch
 from sparse_mlp_ds.config.stages import Optimizer
 from sparse_mlp_ds.models import registry
 from sparse_mlp_ds.train import engine
-from sparse_mlp_ds.train.param_groups import parameter_groups
+from sparse_mlp_ds.train.param_groups import layer_decay, parameter_groups
 from tests.helpers import tiny
 
 
@@ -26,3 +26,16 @@ def test_without_exemption_adamw_is_torch_s_over_all_parameters(exempt):
         update.step()
     for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(mine, other) == (mine.ndim > 1 or not exempt), name
+
+
+def test_experts_alone_have_a_rate_of_their_own():
+    model = registry.build(tiny.spec(), tiny.CLASSES)
+    decayed = layer_decay(0.5, len(model.blocks))
+    scales = {
+        parameter: group["lr_scale"]
+        for group in parameter_groups(model, 0.1, decayed, expert_scale=0.25)
+        for parameter in group["params"]
+    }
+    for name, parameter in model.named_parameters():
+        assert scales[parameter] == decayed(name) * (0.25 if ".experts." in name else 1), name
+    assert any(".experts." in name for name, _ in model.named_parameters())

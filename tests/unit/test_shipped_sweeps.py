@@ -26,6 +26,7 @@ COUNTS = {
     "small_short": 12,
     "small_long": 15,
     "small_regularization": 8,
+    "small_rates": 8,
     "small_choices": 26,
     "digits_seeds": 10,
     "gmlp_gates": 6,
