@@ -117,13 +117,15 @@ def build_engine(
     clip: float = 0.05,
     optimizer: str = "adamw",
     exempt_vectors: bool = True,
+    expert_lr_scale: float = 1.0,
     **ds: Any,
 ):
     """An engine of the tiny model on this rank's share of the batch."""
     config = DeepSpeedJson({"zero_optimization": {"stage": zero}, "gradient_clipping": clip, **ds})
     share = BatchPlan.over(process_group.world_size(), IMAGES, unit=group_images)
     made = model(ep_size, top_k, family, experts_s, group_images=group_images)
-    section = Optimizer(name=optimizer, base_lr=1.0, exempt_vectors=exempt_vectors)
+    shape = {"exempt_vectors": exempt_vectors, "expert_lr_scale": expert_lr_scale}
+    section = Optimizer(name=optimizer, base_lr=1.0, **shape)
     built = engine.build(made, section, share, config)
     built.batch, built.family = share, family
     return built

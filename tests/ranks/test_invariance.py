@@ -57,6 +57,17 @@ def test_one_step_is_the_same_update_everywhere(world, ep_size):
     _assert_same(world, ep_size, SPARSE_MLP)
 
 
+def test_experts_with_a_rate_of_their_own():
+    """Everywhere; and their weights alone move by that multiple of what they move otherwise."""
+    half, quarter = ({"top_k": 2, "expert_lr_scale": scale} for scale in (0.5, 0.25))
+    _assert_same(4, 2, [quarter | {"zero": zero} for zero in (0, 1, 2)])
+    at_one, at_half, at_quarter = (_reference(**case)[1] for case in ({"top_k": 2}, half, quarter))
+    for name, value in at_one.items():
+        less, least = value - at_half[name], value - at_quarter[name]
+        assert (".experts." in name) == bool(less.any()), name
+        torch.testing.assert_close(least, 1.5 * less, rtol=1e-3, atol=1e-7)
+
+
 def test_several_ep_sizes_live_in_one_model():
     _assert_same(4, {"moe_s": 4, "moe_c": 2}, [{"zero": zero} for zero in (0, 1, 2)])
 
