@@ -53,7 +53,8 @@ def fold(keys: Tensor, numbers: int | Tensor) -> Tensor:
 
 def uniform(keys: Tensor, stream: int | Tensor, n: int) -> Tensor:
     """Return [B, N] float32 uniform draws in [0, 1), from keys [B] and a stream's number (see `stream_id`)."""
-    return _shift_right(_bits(keys, stream, n), 40).to(torch.float32) * 2.0**-24
+    bits = _bits(keys, stream, n)
+    return _shift_right(bits, 40, bits).to(torch.float32).mul_(2.0**-24)
 
 
 def uniform_by_stream(keys: Tensor, streams: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ def uniform_by_stream(keys: Tensor, streams: Tensor) -> Tensor:
     keys: [B], or [S, B] if they differ between streams. streams: [S] int64, the streams' numbers.
     """
     bits = _mix(_mix(keys ^ streams[:, None]) + _counters(1, keys.device))
-    return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
+    return _shift_right(bits, 40, bits).to(torch.float32).mul_(2.0**-24)
 
 
 def normal(keys: Tensor, stream: int | Tensor, n: int) -> Tensor:
@@ -71,8 +72,9 @@ def normal(keys: Tensor, stream: int | Tensor, n: int) -> Tensor:
     They are computed by the inverse of the normal distribution function.
     """
     # Half a step inside (0, 1), on a grid that float32 holds exactly: at 1 itself the inverse is infinite.
-    steps = _shift_right(_bits(keys, stream, n), 41).to(torch.float32)
-    return torch.special.ndtri((steps + 0.5) * 2.0**-23)
+    bits = _bits(keys, stream, n)
+    steps = _shift_right(bits, 41, bits).to(torch.float32)
+    return torch.special.ndtri(steps.add_(0.5).mul_(2.0**-23))
 
 
 def _bits(keys: Tensor, stream: int | Tensor, n: int) -> Tensor:
@@ -93,14 +95,23 @@ def _steps(numbers: Tensor) -> Tensor:
 
 
 def _mix(z: Tensor) -> Tensor:
-    z = (z ^ _shift_right(z, 30)) * _MULTIPLY_1
-    z = (z ^ _shift_right(z, 27)) * _MULTIPLY_2
-    return z ^ _shift_right(z, 31)
+    """Return SplitMix64's finaliser of z, which is overwritten: new memory for each operation takes longer."""
+    shifted = torch.empty_like(z)
+    for bits, multiplier in ((30, _MULTIPLY_1), (27, _MULTIPLY_2)):
+        z ^= _shift_right(z, bits, shifted)
+        z *= multiplier
+    z ^= _shift_right(z, 31, shifted)
+    return z
 
 
-def _shift_right(z: Tensor, bits: int) -> Tensor:
-    """Shift right and fill with zeros; torch's own shift of a signed integer fills with the sign bit."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
+def _shift_right(z: Tensor, bits: int, out: Tensor) -> Tensor:
+    """Shift right and fill with zeros; torch's own shift of a signed integer fills with the sign bit.
+
+    out: where the result is written, which may be z itself.
+    """
+    torch.bitwise_right_shift(z, bits, out=out)
+    out &= (1 << (64 - bits)) - 1
+    return out
 
 
 def _wrap(value: int) -> int:

@@ -44,6 +44,20 @@ class Dropout(nn.Module):
         kept = rng.uniform(keys, self.stream, math.prod(x.shape[1:])) >= self.rate
         return x * (kept.view(x.shape) / (1 - self.rate)).to(x.dtype)
 
+    @staticmethod
+    def factors(layers: "Sequence[Dropout]", sizes: Sequence[int], keys: Tensor | None, width: int) -> Tensor | None:
+        """Return what several layers of one rate, of which each has its own rows, multiply them with: [R, width].
+
+        sizes: number of rows of each layer, which lie behind one another. keys: [R], or None in evaluation. Returns
+        None where nothing is dropped.
+        """
+        rate = layers[0].rate
+        if keys is None or rate == 0:
+            return None
+        streams = torch.stack([layer.stream for layer in layers])
+        by_row = streams.repeat_interleave(torch.tensor(sizes, device=streams.device), output_size=len(keys))
+        return (rng.uniform(keys, by_row, width) >= rate) / (1 - rate)
+
 
 class DropPath(nn.Module):
     """Stochastic depth (Huang et al., 2016): drop a residual branch for whole images, and rescale the others.
@@ -136,12 +150,23 @@ class Mlp(nn.Module):
         return grouped.linear(hidden, [expert.fc2 for expert in experts], segments)
 
     @staticmethod
-    def in_turn(experts: "Sequence[Mlp]", rows: Tensor, sizes: Sequence[int] | Tensor) -> Tensor:
-        """Apply several MLPs, without dropout, one after another, each to its rows: [R, D] -> [R, D].
+    def in_turn(
+        experts: "Sequence[Mlp]", rows: Tensor, sizes: Sequence[int] | Tensor, keys: Tensor | None = None
+    ) -> Tensor:
+        """Apply several MLPs of one shape one after another, each to its rows: [R, D] -> [R, D].
 
-        sizes: number of rows of each, which lie behind one another; as a tensor [E] in a compiled graph.
+        sizes: number of rows of each, which lie behind one another; as a tensor [E] in a compiled graph, without keys.
+        keys: random keys in training, each for as many neighbouring rows; None in evaluation.
         """
-        return in_turn.mlps(rows, sizes, [(expert.fc1, expert.fc2) for expert in experts])
+        layers = [(expert.fc1, expert.fc2) for expert in experts]
+        if keys is None or isinstance(sizes, Tensor) or len(keys) == 0:
+            return in_turn.mlps(rows, sizes, layers)
+        per_key = len(rows) // len(keys)
+        of_keys, last = [size // per_key for size in sizes], experts[0].fc2
+        inside = Dropout.factors([e.dropout1 for e in experts], of_keys, keys, per_key * last.in_features)
+        behind = Dropout.factors([e.dropout2 for e in experts], of_keys, keys, per_key * last.out_features)
+        made = in_turn.mlps(rows, sizes, layers, None if inside is None else inside.view(-1, last.in_features))
+        return made if behind is None else made * behind.view_as(made).to(made.dtype)
 
 
 def along_tokens(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -140,12 +140,14 @@ class ChunkMlp(Mlp):
         return mixed.view_as(channels).flatten(1)
 
     @staticmethod
-    def in_turn(experts: Sequence[Mlp], rows: Tensor, sizes: Sequence[int] | Tensor) -> Tensor:
+    def in_turn(
+        experts: Sequence[Mlp], rows: Tensor, sizes: Sequence[int] | Tensor, keys: Tensor | None = None
+    ) -> Tensor:
         """Apply several experts one after another: [R, c T] -> [R, c T], see `Mlp.in_turn`."""
         channels = rows.unflatten(-1, (-1, experts[0].fc1.in_features))
         count = channels.shape[1]
         repeated = sizes * count if isinstance(sizes, Tensor) else [size * count for size in sizes]
-        return Mlp.in_turn(experts, channels.flatten(0, 1), repeated).view_as(channels).flatten(1)
+        return Mlp.in_turn(experts, channels.flatten(0, 1), repeated, keys).view_as(channels).flatten(1)
 
 
 def make_expert(dim: int, spec: MoESpec, dropout: float) -> Mlp:

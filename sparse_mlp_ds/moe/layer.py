@@ -148,8 +148,8 @@ class MoELayer(nn.Module):
         if self._is_in_graph(keys):
             return type(experts[0]).in_turn(experts, rows, counts)  # type: ignore[attr-defined]
         sizes = counts.tolist() if sizes is None else sizes
-        if keys is None and hasattr(type(experts[0]), "in_turn"):
-            return type(experts[0]).in_turn(experts, rows, sizes)  # type: ignore[attr-defined]
+        if hasattr(type(experts[0]), "in_turn"):
+            return type(experts[0]).in_turn(experts, rows, sizes, keys)  # type: ignore[attr-defined]
         keys_by_expert = [None] * len(sizes) if keys is None else keys.split(sizes)
         # Experts without rows run too, on zero rows: they stay in the graph and get a zero gradient instead of none.
         parts = zip(experts, rows.split(sizes), keys_by_expert, strict=True)

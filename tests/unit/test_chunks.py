@@ -70,13 +70,18 @@ def test_the_block_cuts_neighbouring_channels_into_chunks():
     assert make("gmlp_sparse").forward_features(tokens)[1]["2.moe_s"].decided[0].expert.shape == (8 * 6, 1)
 
 
-def test_experts_run_in_turn_as_one_by_one():
-    experts = [ChunkMlp(TOKENS, 7) for _ in range(3)]
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_experts_run_in_turn_as_one_by_one(dropout):
+    experts = [ChunkMlp(TOKENS, 7, dropout) for _ in range(3)]
     for number, expert in enumerate(experts):
         init_weights(expert, number)
-    rows, sizes = torch.randn(9, CHUNK * TOKENS), [4, 0, 5]
-    expected = torch.cat([expert(part) for expert, part in zip(experts, rows.split(sizes), strict=True)])
-    torch.testing.assert_close(ChunkMlp.in_turn(experts, rows, sizes), expected)
+        expert.dropout1.stream.fill_(number)
+        expert.dropout2.stream.fill_(10 + number)
+    rows, sizes, keys = torch.randn(9, CHUNK * TOKENS), [4, 0, 5], rng.drawn_keys(9, torch.device("cpu"))
+    parts = zip(experts, rows.split(sizes), keys.split(sizes), strict=True)
+    expected = torch.cat([expert(part, part_keys) for expert, part, part_keys in parts])
+    torch.testing.assert_close(ChunkMlp.in_turn(experts, rows, sizes, keys), expected)
+    assert bool(dropout) == bool((expected == 0).any())
 
 
 def test_segments_of_repeated_rows():
