@@ -22,7 +22,7 @@ COUNTS = {
     "noise_balance": 6,
     "cifar10_blocks": 16,
     "cifar10_moco": 6,
-    "small_models": 45,
+    "small_models": 42,
     "small_short": 12,
     "small_long": 15,
     "small_regularization": 8,
