@@ -28,7 +28,7 @@ COUNTS = {
     "small_long": 15,
     "small_regularization": 8,
     "small_rates": 8,
-    "small_deep": 14,
+    "small_deep": 16,
     "small_choices": 26,
     "digits_seeds": 10,
     "gmlp_gates": 6,
