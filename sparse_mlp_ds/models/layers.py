@@ -41,8 +41,10 @@ class Dropout(nn.Module):
         """Drop elements of x [B, ...] and rescale the rest; keys: [B] in training, None in evaluation."""
         if keys is None or self.rate == 0:
             return x
-        kept = rng.uniform(keys, self.stream, math.prod(x.shape[1:])) >= self.rate
-        return x * (kept.view(x.shape) / (1 - self.rate)).to(x.dtype)
+        return x * self._factor(keys, self.stream, math.prod(x.shape[1:])).view(x.shape).to(x.dtype)
+
+    def _factor(self, keys: Tensor, stream: Tensor, width: int) -> Tensor:
+        return (rng.uniform(keys, stream, width) >= self.rate) / (1 - self.rate)
 
     @staticmethod
     def factors(layers: "Sequence[Dropout]", sizes: Sequence[int], keys: Tensor | None, width: int) -> Tensor | None:
@@ -51,12 +53,11 @@ class Dropout(nn.Module):
         sizes: number of rows of each layer, which lie behind one another. keys: [R], or None in evaluation. Returns
         None where nothing is dropped.
         """
-        rate = layers[0].rate
-        if keys is None or rate == 0:
+        if keys is None or layers[0].rate == 0:
             return None
         streams = torch.stack([layer.stream for layer in layers])
         by_row = streams.repeat_interleave(torch.tensor(sizes, device=streams.device), output_size=len(keys))
-        return (rng.uniform(keys, by_row, width) >= rate) / (1 - rate)
+        return layers[0]._factor(keys, by_row, width)
 
 
 class DropPath(nn.Module):
@@ -159,8 +160,9 @@ class Mlp(nn.Module):
         keys: random keys in training, each for as many neighbouring rows; None in evaluation.
         """
         layers = [(expert.fc1, expert.fc2) for expert in experts]
-        if keys is None or isinstance(sizes, Tensor) or len(keys) == 0:
+        if keys is None or len(keys) == 0:
             return in_turn.mlps(rows, sizes, layers)
+        assert not isinstance(sizes, Tensor)
         per_key = len(rows) // len(keys)
         of_keys, last = [size // per_key for size in sizes], experts[0].fc2
         inside = Dropout.factors([e.dropout1 for e in experts], of_keys, keys, per_key * last.in_features)

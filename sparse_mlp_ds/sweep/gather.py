@@ -107,6 +107,7 @@ class Gathered:
             for one in results:
                 self._compare(run, one, before.get(one.stage))
             self.known.put(results, details)
+        self.known.sort([run.key for run in self.runs])  # a table of the file alone compares with its first setting
         if self.known.results:
             records.write(self.folder / RESULTS, self.known)
 
@@ -187,7 +188,7 @@ def page_of_file(
         for run in runs:
             planned.setdefault(run.setting, []).append(run.seed)
             costs.setdefault(run.setting, (cost_of(run.recipe.spec).params, cost_of(run.recipe.spec).macs))
-            if changed := changed_recipe(run, known):
+            if run.setting in (chosen or settings) and (changed := changed_recipe(run, known)):
                 remarks.append(f"{run.name} is of a different recipe than sweep {sweep.name} has now: {changed}.")
         unplanned = [setting for setting in settings if setting not in planned]
         if unplanned:

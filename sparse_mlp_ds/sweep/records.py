@@ -5,7 +5,7 @@ be compared with care: the recipe, which held-out images were right, learning cu
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -153,6 +153,13 @@ class Records:
         for run in dict.fromkeys(one.run for one in other.results.values()):
             if run not in known:
                 self.put(other.of(run).values(), other.details.get(run))
+
+    def sort(self, runs: Sequence[Key]) -> None:
+        """Put the results into the order of these runs; those of other runs stand behind them."""
+        place = {run: number for number, run in enumerate(runs)}
+        by_place = sorted(self.results.items(), key=lambda item: place.get(item[1].run, len(place)))
+        self.results = dict(by_place)
+        self.details = dict(sorted(self.details.items(), key=lambda item: place.get(item[0], len(place))))
 
     def value(self, run: Key, metric: str) -> float | None:
         """Return a metric, STAGE.METRIC, of a run; None if it is not known."""

@@ -108,8 +108,8 @@ def build(
         ds_config: The DeepSpeed JSON.
         rate_scale: Returns the learning rate of a parameter, given its name, as a multiple of the stage's rate.
     """
-    scales = (rate_scale, optimizer.exempt_vectors, optimizer.expert_lr_scale)
-    groups = parameter_groups(module, optimizer.weight_decay, *scales)
+    exempt, expert_scale = optimizer.exempt_vectors, optimizer.expert_lr_scale
+    groups = parameter_groups(module, optimizer.weight_decay, rate_scale, exempt, expert_scale)
     update = _update_rule(optimizer, groups)
     config = ds_config.raw | {
         "train_batch_size": batch.micro * batch.accumulation * process_group.world_size(),  # which it insists on

@@ -124,8 +124,8 @@ def build_engine(
     config = DeepSpeedJson({"zero_optimization": {"stage": zero}, "gradient_clipping": clip, **ds})
     share = BatchPlan.over(process_group.world_size(), IMAGES, unit=group_images)
     made = model(ep_size, top_k, family, experts_s, group_images=group_images)
-    shape = {"exempt_vectors": exempt_vectors, "expert_lr_scale": expert_lr_scale}
-    section = Optimizer(name=optimizer, base_lr=1.0, **shape)
+    own = {"exempt_vectors": exempt_vectors, "expert_lr_scale": expert_lr_scale}
+    section = Optimizer(name=optimizer, base_lr=1.0, **own)
     built = engine.build(made, section, share, config)
     built.batch, built.family = share, family
     return built

@@ -45,12 +45,14 @@ def test_results_and_gradients_are_those_of_each_expert_alone(name, dropout, dty
     assert bool(dropout and sum(sizes)) == bool((alone[0] == 0).any())
 
 
-def test_autocast_reaches_the_products():
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_autocast_reaches_the_products(dropout):
     torch.manual_seed(0)
-    experts, rows = [Mlp(12, 24) for _ in range(2)], torch.randn(7, 12)
+    experts, rows, keys = with_dropout(dropout, 2), torch.randn(7, 12), rng.drawn_keys(7, torch.device("cpu"))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        alone = torch.cat([expert(part) for expert, part in zip(experts, rows.split((3, 4)), strict=True)])
-        together = Mlp.in_turn(experts, rows, (3, 4))
+        parts = zip(experts, rows.split((3, 4)), keys.split((3, 4)), strict=True)
+        alone = torch.cat([expert(part, part_keys) for expert, part, part_keys in parts])
+        together = Mlp.in_turn(experts, rows, (3, 4), keys)
     assert together.dtype == torch.bfloat16 and torch.equal(alone, together)
     together.float().sum().backward()
     assert all(parameter.grad.dtype == torch.float32 for expert in experts for parameter in expert.parameters())

@@ -292,6 +292,16 @@ def test_the_table_of_a_file_shows_the_chosen_settings_against_the_first_of_them
         args.run(args)
 
 
+def test_the_file_has_the_order_of_the_sweep_whichever_run_ends_first(finished):
+    sweep, runs, folder = finished
+    Gathered(sweep, runs, folder).update(runs[3:])
+    Gathered(sweep, runs, folder).update(list(reversed(runs[:3])))
+    for file in ("results.jsonl", "results.details.jsonl"):
+        lines = [json.loads(line) for line in (folder / file).read_text().splitlines()]
+        assert [(line["variant"], line["seed"]) for line in lines] == [run.key for run in runs]
+    assert gather.page_of_file(folder / "results.jsonl").rows[0].setting == "sparse"
+
+
 def test_twenty_settings_have_twenty_colours():
     from matplotlib.colors import to_hex
 
