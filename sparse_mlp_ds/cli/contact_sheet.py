@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparse_mlp_ds.config.recipe import Recipe
 from sparse_mlp_ds.config.stages import ImageClassifierStage, TrainingStage
-from sparse_mlp_ds.data import augment, sources
+from sparse_mlp_ds.data import augment, few_labels, sources
 from sparse_mlp_ds.data.index import UNLABELLED, Index, join
 from sparse_mlp_ds.data.loader import Batch, ShardDataset, load
 from sparse_mlp_ds.data.mixup import mix
@@ -54,7 +54,8 @@ def draw(recipe: Recipe, stage: TrainingStage, images: int, epoch: int) -> Sheet
     Raises:
         UserError: The data cannot be read, or fill no batch.
     """
-    indexes = sources.open_sources(recipe.data, recipe.data.train)
+    found = sources.open_sources(recipe.data, recipe.data.train)
+    indexes = few_labels.part(found, stage, recipe.train.seed)
     size, seed = of_images(recipe.spec).image_size, recipe.train.seed
     order = sources.training_order(recipe.data, indexes, stage.batch_size, seed)
     if not order.steps_per_epoch:

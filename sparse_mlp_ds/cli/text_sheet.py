@@ -7,7 +7,7 @@ from pathlib import Path
 from sparse_mlp_ds import rng
 from sparse_mlp_ds.config.recipe import Recipe
 from sparse_mlp_ds.config.stages import MaskedLM, TrainingStage
-from sparse_mlp_ds.data import sources
+from sparse_mlp_ds.data import few_labels, sources
 from sparse_mlp_ds.data.cache import is_remote
 from sparse_mlp_ds.data.index import UNLABELLED, Index, join
 from sparse_mlp_ds.data.loader import Batch, ShardDataset, load
@@ -62,7 +62,8 @@ def rows(recipe: Recipe, stage: TrainingStage, count: int, epoch: int) -> list[R
 
     Raises UserError if the data or their tokenizer cannot be read, or if the data fill no batch.
     """
-    indexes = sources.open_sources(recipe.data, recipe.data.train)
+    found = sources.open_sources(recipe.data, recipe.data.train)
+    indexes = few_labels.part(found, stage, recipe.train.seed)
     index = join(indexes)
     if index.text is None:
         raise UserError(f"data: {index.source} holds images, not rows of tokens")

@@ -153,6 +153,9 @@ class ClassifierStage(LabelStage):
     """Cross-entropy over the classes (`softmax`), or the sum of one binary cross-entropy per class (`sigmoid`)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of each label that is spread evenly over all classes; the loss `sigmoid` needs 0."""
+    label_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of each class's training samples that the stage is trained on, at least one of each; the seed chooses
+    them. With 0.1 after pretraining it is what papers call fine-tuning on 10 % of the labels."""
 
     @model_validator(mode="after")
     def _smooths_one_distribution(self) -> "ClassifierStage":

@@ -147,20 +147,22 @@ class Index:
 
     def thinned(self, limit: int) -> "Index":
         """Return an index of at most `limit` samples: every n-th sample of this one, for the smallest possible n."""
-        step, thinned = -(-len(self) // limit), []
-        for shard, first in zip(self.shards, self._starts.tolist(), strict=False):
-            kept = slice(-first % step, None, step)
-            thinned.append(
-                replace(
-                    shard,
-                    keys=shard.keys[kept],
-                    offsets=shard.offsets[kept],
-                    sizes=shard.sizes[kept],
-                    labels=shard.labels[kept],
-                    files=None if shard.files is None else shard.files[kept],
-                )
+        return self.chosen(np.arange(len(self)) % -(-len(self) // limit) == 0)
+
+    def chosen(self, keep: np.ndarray) -> "Index":
+        """Return an index of some of the samples, in the same order. keep: [samples] bool, which ones."""
+        shards = [
+            replace(
+                shard,
+                keys=shard.keys[kept],
+                offsets=shard.offsets[kept],
+                sizes=shard.sizes[kept],
+                labels=shard.labels[kept],
+                files=None if shard.files is None else shard.files[kept],
             )
-        return replace(self, shards=thinned)
+            for shard, kept in zip(self.shards, np.split(keep, self._starts[1:-1]), strict=False)
+        ]
+        return replace(self, shards=shards)
 
     def record(self) -> dict[str, Any]:
         """Return the content of index.json."""

@@ -150,7 +150,7 @@ def _mixed(parts: tuple[Part, ...], window: int, seed: int, epoch: int) -> np.nd
     """Return the samples of one epoch of a mixture."""
     source = np.repeat(np.arange(len(parts)), [part.samples_per_epoch for part in parts])
     if len(parts) > 1:
-        source = source[np.argsort(_draws(seed, epoch, len(parts), len(source)), kind="stable")]
+        source = source[np.argsort(draws(seed, epoch, len(parts), len(source)), kind="stable")]
     samples, first = np.empty(len(source), np.int64), 0
     for number, part in enumerate(parts):
         passes = _passes(part, number, window, seed, epoch * part.samples_per_epoch)
@@ -171,12 +171,15 @@ def _passes(part: Part, number: int, window: int, seed: int, start: int) -> np.n
 
 def _pass(shard_sizes: tuple[int, ...], number: int, window: int, seed: int, turn: int) -> np.ndarray:
     """Return a permutation of a data set's samples: tars in random order, mixed within windows of some tars."""
-    draws = _draws(seed, turn, number, sum(shard_sizes) + len(shard_sizes))
-    rank_of_shard = draws[sum(shard_sizes) :].argsort(kind="stable").argsort(kind="stable")
+    found = draws(seed, turn, number, sum(shard_sizes) + len(shard_sizes))
+    rank_of_shard = found[sum(shard_sizes) :].argsort(kind="stable").argsort(kind="stable")
     window_of_shard = rank_of_shard // (window or len(shard_sizes))
-    return np.lexsort((draws[: sum(shard_sizes)], np.repeat(window_of_shard, shard_sizes)))
+    return np.lexsort((found[: sum(shard_sizes)], np.repeat(window_of_shard, shard_sizes)))
 
 
-def _draws(seed: int, turn: int, stream: int, n: int) -> np.ndarray:
-    """Return [n] raw 64-bit draws. numpy guarantees that Philox's never change, unlike its permutations."""
+def draws(seed: int, turn: int, stream: int, n: int) -> np.ndarray:
+    """Return [n] uint64, random numbers that follow from the rest.
+
+    numpy guarantees that Philox's never change, unlike its permutations.
+    """
     return np.random.Philox(key=[seed, turn], counter=stream << 192).random_raw(n)

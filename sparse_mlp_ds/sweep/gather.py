@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -226,7 +227,10 @@ def _mixed_recipes(settings: dict[str, list[int]], known: Records) -> list[str]:
 
 
 def _without_seed(recipe: dict[str, Any]) -> dict[str, Any]:
-    return recipe | {"train": recipe["train"] | {"seed": 0}}
+    """Return a recipe as it is for all seeds, which start from weights of a run of their own seed."""
+    own = rf"_seed-{recipe['train']['seed']}\b"
+    same: dict[str, Any] = json.loads(re.sub(own, "_seed", json.dumps(recipe)))
+    return same | {"train": same["train"] | {"seed": 0}}
 
 
 def _mixed_costs(settings: dict[str, list[int]], known: Records) -> list[str]:

@@ -19,6 +19,8 @@ from sparse_mlp_ds.schema import Section
 SWEEPS = NamedFiles("sweep", Path(__file__).parents[1] / "sweeps", ".yaml")
 LONGEST = 200
 """Most characters of the name of a run's folder; file systems allow 255, of which a run's own files take some."""
+SEED = "{seed}"
+"""Stands for the seed of a run in the settings of a sweep."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
@@ -41,7 +43,8 @@ class Sweep(Section):
     set: dict[str, Any] = {}
     """Overrides that all runs share: dotted recipe key -> value."""
     variants: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)] = {"run": {}}
-    """Name of a variant -> its overrides (dotted recipe key -> value)."""
+    """Name of a variant -> its overrides (dotted recipe key -> value). In texts of these, of `set` and of `grid`,
+    `{seed}` stands for the run's seed, so that a run can start from a run of the same seed."""
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     """Dotted recipe key -> its values; all combinations are run."""
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("evaluate.top1",)
@@ -128,7 +131,9 @@ def runs(sweep: Sweep) -> list[SweepRun]:
                 shown = {"name": f"{name}_seed-{seed}", "group": name, "tags": [sweep.name]}
                 settings = {f"log.wandb.{key}": value for key, value in shown.items()} | sweep.set | changes | point
                 settings |= {"train.seed": seed, "name": name}
-                overrides = tuple(f"{key}={json.dumps(value)}" for key, value in settings.items())
+                overrides = tuple(
+                    f"{key}={json.dumps(value).replace(SEED, str(seed))}" for key, value in settings.items()
+                )
                 try:
                     recipe = loading.load_recipe(sweep.recipe, overrides)
                     if mirror := recipe.checkpoint.mirror:  # a mirror is of one run

@@ -53,7 +53,7 @@ def goes_back(run: Run, training: Training) -> bool:
 def _tell(job: Job, progress: Progress, spikes: Sequence[Spike], events: Events) -> None:
     """Warn of spikes, name the samples of the first one's batch, and record all of them."""
     stage, first = progress.stage or "", spikes[0]
-    order, index = job.order(stage), join(job.train)
+    order, index = job.order(stage), join(job.trained_on[stage])
     batch = order.batch_indices(progress.data_step(first.step - 1), 0, job.batches[stage].total)
     located = [index.locate(int(sample)) for sample in batch.samples]
     keys = [f"{shard.name}: {shard.key(position)}" for shard, position in located]

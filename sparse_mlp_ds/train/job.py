@@ -15,7 +15,7 @@ from sparse_mlp_ds.config.batch import BatchPlan, plan_batch
 from sparse_mlp_ds.config.deepspeed_json import DeepSpeedJson
 from sparse_mlp_ds.config.recipe import Recipe
 from sparse_mlp_ds.config.stages import FinetuneSpan, MaskedLM, Pretrain, Stage, TrainingStage
-from sparse_mlp_ds.data import loader_processes, sources
+from sparse_mlp_ds.data import few_labels, loader_processes, sources
 from sparse_mlp_ds.data.config import Data
 from sparse_mlp_ds.data.index import Index, join
 from sparse_mlp_ds.data.order import TrainingOrder
@@ -54,6 +54,9 @@ class Job:
     """A name for each of `data.classes`, from the training samples; none if labels are not read."""
     remarks: list[str]
     """What the user should know of the data, though the run can begin."""
+    trained_on: dict[str, list[Index]]
+    """The part of `train` that each training stage is trained on, by the stage's name: all of it without a
+    `label_fraction`."""
     gpu: bool = False
     """Whether the ranks train on GPUs."""
     compiles: bool = False
@@ -66,7 +69,8 @@ class Job:
 
     def order(self, stage: str) -> TrainingOrder:
         """Return a training stage's data order."""
-        return sources.training_order(self.recipe.data, self.train, self.batches[stage].total, self.recipe.train.seed)
+        batch, seed = self.batches[stage].total, self.recipe.train.seed
+        return sources.training_order(self.recipe.data, self.trained_on[stage], batch, seed)
 
     @property
     def data_fingerprint(self) -> str:
@@ -204,8 +208,9 @@ def resolve(
     for name, stage in stages.items():
         remarks += class_checks.check_start(stage, names, f"{source}: stages.{name}")
         remarks += class_checks.check_teacher(stage, names, recipe, f"{source}: stages.{name}")
+    trained_on = {name: few_labels.part(train, stage, recipe.train.seed) for name, stage in stages.items()}
     job = Job(
-        recipe, ds, folder, resume, world, ep_sizes, batches, train, join(val), names, remarks, gpu,
+        recipe, ds, folder, resume, world, ep_sizes, batches, train, join(val), names, remarks, trained_on, gpu,
         probe=probe, mirrored=mirrored,
     )  # fmt: skip
     for name, stage in stages.items():
@@ -242,9 +247,12 @@ def _as_begun(ds: DeepSpeedJson, start: Path | None, mirrored: Checkpoint | None
 
 def _check_stage(job: Job, where: str, name: str, stage: TrainingStage) -> None:
     """Raise UserError if a training stage cannot run on this data or this host. where: file and key, for messages."""
-    batch, data, samples = job.batches[name], job.recipe.data, sum(len(index) for index in job.train)
+    batch, data, samples = job.batches[name], job.recipe.data, sum(len(index) for index in job.trained_on[name])
     if batch.total > samples:
-        raise UserError(f"{where}.batch_size {batch.total} exceeds the {samples} {job.samples} of data.train; lower it")
+        part = " that label_fraction leaves" if job.trained_on[name] is not job.train else ""
+        raise UserError(
+            f"{where}.batch_size {batch.total} exceeds the {samples} {job.samples} of data.train{part}; lower it"
+        )
     if job.negatives(name) == 0:
         raise UserError(
             f"{where}: each query would have 0 negatives, so nothing would be learnt; use batches of 2 images or more"

@@ -27,10 +27,11 @@ def plan(job: Job) -> str:
     ]
     for name, batch in job.batches.items():
         order = job.order(name)
+        part = f", trained on {order.samples} of the {job.samples}" if job.trained_on[name] is not job.train else ""
         negatives = f", {job.negatives(name)} negatives per query" if _is_pretrain(recipe, name) else ""
         lines.append(
             f"stage {name}: {job.steps(name)} steps of {batch.total} {job.samples} = {_per_rank(batch, job.world)} x "
-            f"{batch.accumulation} accumulated x {job.world} ranks, {_tail(order, job.samples)}{negatives}"
+            f"{batch.accumulation} accumulated x {job.world} ranks{part}, {_tail(order, job.samples)}{negatives}"
         )
     if not job.measures_knn and any(_is_pretrain(recipe, name) for name in job.batches):
         lines.append("no k-NN accuracy of features is measured: that takes labelled images, which data.probe may name")

@@ -23,7 +23,7 @@ def load_batches(job: Job, stage: str, steps: Iterable[int], method: Method) -> 
     share = batch.share(process_group.rank(), process_group.world_size())
     slots = micro_batches(order, steps, share, batch.accumulation)
     dataset = loader.ShardDataset(
-        join(job.train), job.image_size, data.classes, method.views, job.recipe.train.seed, order,
+        join(job.trained_on[stage]), job.image_size, data.classes, method.views, job.recipe.train.seed, order,
         cache=sources.cache(data), decoded_gigabytes=data.decoded_gigabytes,
     )  # fmt: skip
     return loader.load(dataset, slots, loader_processes.processes(data.workers, process_group.local_world_size()))

@@ -77,6 +77,7 @@ def a_job(recipe, ds: dict, batch: BatchPlan, ep_size: int) -> Job:
         val=None,
         classes=[],
         remarks=[],
+        trained_on={name: []},
     )
     object.__setattr__(made, "order", lambda _: SimpleNamespace(steps_per_epoch=10))
     return made

@@ -79,7 +79,7 @@ def test_the_compiler_of_this_host_is_really_asked(monkeypatch, tmp_path):
 def job(wanted, gpu, zero=2):
     recipe = SimpleNamespace(train=SimpleNamespace(compile=wanted))
     ds = DeepSpeedJson({"zero_optimization": {"stage": zero}})
-    return Job(recipe, ds, None, "auto", 1, {}, {}, [], None, [], ["said before"], gpu)
+    return Job(recipe, ds, None, "auto", 1, {}, {}, [], None, [], ["said before"], {}, gpu)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ COUNTS = {
     "small_rates": 8,
     "small_deep": 16,
     "small_choices": 26,
+    "small_moco": 18,
+    "small_moco_labels": 24,
     "digits_seeds": 10,
     "gmlp_gates": 6,
     "text_sst2": 30,

@@ -229,6 +229,14 @@ def test_what_is_no_terminal_gets_no_live_table(path, tmp_path):
     assert console.file.getvalue() == ""
 
 
+def test_a_setting_may_name_the_run_of_its_own_seed(path):
+    start = {"sparse": {"stages.pretrain.init_from.path": "runs/before/sparse_seed-{seed}/checkpoints/step_1"}}
+    runs = plan.runs(load(path, variants=start, grid=None, set={"data.train": "tars/a-{000..001}.tar"}))
+    found = [run.recipe.stages["pretrain"].init_from.path for run in runs]
+    assert found == [f"runs/before/sparse_seed-{seed}/checkpoints/step_1" for seed in (0, 1)]
+    assert {run.recipe.data.train[0].path for run in runs} == {"tars/a-{000..001}.tar"}
+
+
 def test_each_run_has_a_mirror_of_its_own(path):
     runs = plan.runs(load(path, set={"checkpoint.mirror": "s3://bucket/sweep/"}, seeds=[0], grid={}))
     assert [run.recipe.checkpoint.mirror for run in runs] == [f"s3://bucket/sweep/{run.name}" for run in runs]

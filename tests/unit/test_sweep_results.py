@@ -170,6 +170,19 @@ def test_results_of_different_commits_recipes_images_and_data_are_marked(tmp_pat
     assert "is of a different recipe than seed 0: moe.noise was" in text_of(alone)
 
 
+def test_runs_that_start_from_weights_of_their_own_seed_have_one_recipe(tmp_path):
+    start = "stages.finetune.init_from.path"
+    sweep, runs = planned(tmp_path, variants={"sparse": {start: "runs/a_seed-{seed}"}, "mixer": {}}, seeds=[0, 1])
+    for run in runs:
+        finish(tmp_path / "out", run)
+    tables(sweep, runs, tmp_path / "out")
+    assert "different recipe" not in text_of(gather.page_of_file(tmp_path / "out/results.jsonl"))
+    details = tmp_path / "out/results.details.jsonl"
+    details.write_text(details.read_text().replace("runs/a_seed-1", "runs/a_seed-0"))
+    remarks = text_of(gather.page_of_file(tmp_path / "out/results.jsonl"))
+    assert f"sparse: seed 1 is of a different recipe than seed 0: {start} was" in remarks
+
+
 def test_a_committed_file_gives_the_figures_of_the_page(tmp_path, capsys):
     """The intervals that docs/results.md has had before there was this command, of the mixer minus the sparse model."""
     path = REPOSITORY / "docs/results/cifar10_moco.jsonl"
