@@ -18,6 +18,9 @@ class MoESpec(Section):
     """Hidden width of one expert (D_S' or D_C' in Sparse-MLP's table 2)."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Dropout inside the experts, or inside the one MLP in their place; null takes the model's `dropout`."""
+    shared: int = Field(default=0, ge=0)
+    """Hidden width of a shared expert (DeepSeekMoE, arXiv 2401.06066): an MLP that every item passes, whose output is
+    added to that of its routed experts; 0 has none."""
     chunk: int = Field(default=1, ge=1)
     """Channels that MoE_S routes together, as one item: an expert mixes the tokens of each of them with the same
     weights (arXiv 2203.06850, sMoE). MoE_C has none, and leaves it at 1."""
@@ -26,6 +29,8 @@ class MoESpec(Section):
     def _enough_experts(self) -> "MoESpec":
         if self.experts and self.top_k > self.experts:
             raise ValueError(f"top_k {self.top_k} exceeds experts {self.experts}; lower top_k or add experts")
+        if self.shared and not self.experts:
+            raise ValueError("shared: without experts every item passes one MLP already; leave it out, or widen hidden")
         return self
 
 

@@ -52,11 +52,13 @@ class _Active(nn.Module):
         super().__init__()
         self.router = nn.Linear(dim, spec.experts, bias=False)
         self.experts = nn.ModuleList(make_expert(dim, spec, 0.0) for _ in range(spec.top_k))
+        self.shared: nn.Module | None = None
 
     def forward(self, x: Tensor, keys: Tensor | None) -> tuple[Tensor, MoEReport]:
         """x: [B, T, D] -> the same shape and an empty report."""
         self.router(x)
-        y = torch.stack([expert(x) for expert in self.experts]).sum(dim=0)
+        experts = [*self.experts, *([self.shared] if self.shared is not None else [])]
+        y = torch.stack([expert(x) for expert in experts]).sum(dim=0)
         return y, MoEReport(x.new_zeros(()), lambda: x.new_zeros(0))
 
 

@@ -150,9 +150,16 @@ class ChunkMlp(Mlp):
         return Mlp.in_turn(experts, channels.flatten(0, 1), repeated, keys).view_as(channels).flatten(1)
 
 
-def make_expert(dim: int, spec: MoESpec, dropout: float) -> Mlp:
-    """Build one expert of an MoE layer for items of length `dim`. dropout: rate inside it."""
-    return (ChunkMlp if spec.chunk > 1 else Mlp)(dim // spec.chunk, spec.hidden, dropout)
+def make_expert(dim: int, spec: MoESpec, dropout: float, hidden: int | None = None) -> Mlp:
+    """Build one expert of an MoE layer.
+
+    Args:
+        dim: length of its items.
+        spec: the experts.
+        dropout: rate inside it.
+        hidden: its hidden width, if it is another one than that of `spec`.
+    """
+    return (ChunkMlp if spec.chunk > 1 else Mlp)(dim // spec.chunk, hidden or spec.hidden, dropout)
 
 
 def mixing(kind: str, dim: int, spec: MoESpec, make_moe: MakeMoE, dropout: float) -> nn.Module:
@@ -166,4 +173,9 @@ def mixing(kind: str, dim: int, spec: MoESpec, make_moe: MakeMoE, dropout: float
         dropout: the model's rate, which applies where `spec` has no rate.
     """
     dropout = dropout if spec.dropout is None else spec.dropout
-    return make_moe(kind, dim * spec.chunk, spec, dropout) if spec.experts else Mlp(dim, spec.hidden, dropout)
+    if not spec.experts:
+        return Mlp(dim, spec.hidden, dropout)
+    layer = make_moe(kind, dim * spec.chunk, spec, dropout)
+    if spec.shared:
+        layer.shared = make_expert(dim * spec.chunk, spec, dropout, spec.shared)
+    return layer

@@ -1,5 +1,7 @@
 """One mixture-of-experts layer on one process: MoE(x) = sum_k G(x)_k E_k(x) (Sparse-MLP, eq. 1).
 
+A shared expert, if there is one, serves every item with weight 1 and is added (DeepSeekMoE, arXiv 2401.06066, eq. 9).
+
 `expert_parallel.ExpertParallelMoE` is the same layer with its experts spread over ranks.
 """
 
@@ -82,6 +84,8 @@ class MoELayer(nn.Module):
         self.router = Router(dim, experts, top_k, routing.noise)
         # Keyed by global id, so that a parameter's name does not depend on the rank that holds its expert.
         self.experts = nn.ModuleDict({str(i): make_expert() for i in self.local_ids()})
+        self.shared: nn.Module | None = None
+        """The shared expert, a module (items [B, T, D], keys [B] or None) -> [B, T, D]; every rank has all of it."""
 
     def local_ids(self) -> range:
         """Return the global ids of the experts that this process holds: all of them."""
@@ -111,6 +115,8 @@ class MoELayer(nn.Module):
 
         y = self._mix(x.flatten(0, 1), choices, routes, self._row_keys(x, routes, keys)).view_as(x)
 
+        if self.shared is not None:
+            y = y + self.shared(x, keys)
         balance = self._balance(choices, groups) if keys is not None else x.new_zeros(())
         expert_choice = self.routing.priority == "expert_choice"
         measure = lambda: stats.measure(choices, routes, expert_choice)  # noqa: E731
@@ -121,7 +127,10 @@ class MoELayer(nn.Module):
         y = dense.mix(x.flatten(0, 1), self.experts.values(), self._gates(choices, items))
         routes = lambda: self._routes(choices, None, x.shape[0], 1)  # noqa: E731
         measure = lambda: stats.measure(choices, routes(), self.routing.priority == "expert_choice")  # noqa: E731
-        return y.unflatten(0, (-1, items)), stats.MoEReport(x.new_zeros(()), measure)
+        y = y.unflatten(0, (-1, items))
+        if self.shared is not None:
+            y = y + self.shared(x, None)
+        return y, stats.MoEReport(x.new_zeros(()), measure)
 
     def run_experts(self, items: Tensor, routes: Routes, keys: Tensor | None) -> tuple[Tensor, Routes]:
         """Return what the experts make of the items [N, D], and the routes that got a slot: a row [D] for each.

@@ -133,6 +133,8 @@ def _difference(block: int, kind: str, dense: dict[str, Tensor], spec: MixerSpec
         return None
     layer = model.get_submodule(f"blocks.{block}.{kind}")
     assert isinstance(layer, MoELayer)
+    if moe.shared:
+        return f"a shared expert with new weights is added (model.{kind}.shared: 0 has none)"
     if layer.routing.priority == "expert_choice":
         return "experts choose their items, whose gate weights need not sum to 1"
     if layer.routing.gate_scale != 1:

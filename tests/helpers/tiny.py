@@ -32,7 +32,10 @@ VOCABULARY, LENGTH = 20, 8
 
 
 def spec(top_k: int = 2, family: str = "sparse_mlp", experts_s: int = 4) -> ModelSpec:
-    """4 patches or 8 tokens, 4 experts of each kind if the family has experts, stochastic depth and dropout on."""
+    """4 patches or 8 tokens, 4 experts of each kind if the family has experts, stochastic depth and dropout on.
+
+    V-MoE's and the sparse gMLP's layers have a shared expert too.
+    """
     if family in TEXT:
         return text_spec(top_k, family, experts_s)
     shape = {"family": family, "image_size": 8, "patch_size": 4, "width": 16, "drop_path": 0.3, "dropout": 0.1}
@@ -56,10 +59,15 @@ def spec(top_k: int = 2, family: str = "sparse_mlp", experts_s: int = 4) -> Mode
         case "vit":
             return VitSpec(**shape, **transformer, pool="cls", channel_hidden=32)
         case "vmoe":
-            return VitSpec(**shape, **transformer, pool="mean", channel_hidden=32, moe_c=moe_c)
+            return VitSpec(**shape, **transformer, pool="mean", channel_hidden=32, moe_c=shared(moe_c))
         case "widenet":
             return WideNetSpec(**shape, **transformer, pool="mean", moe_c=moe_c)
     raise ValueError(family)
+
+
+def shared(moe: MoESpec) -> MoESpec:
+    """Return the same experts with a shared one beside them."""
+    return moe.model_copy(update={"shared": 8})
 
 
 def text_spec(top_k: int, family: str, experts_s: int) -> TextSpec:
@@ -73,7 +81,7 @@ def text_spec(top_k: int, family: str, experts_s: int) -> TextSpec:
         case "gmlp_routed":
             return GmlpTextSpec(family="gmlp_text", **shape, hidden=24, moe_c=moe_c)
         case "gmlp_sparse":
-            sparse = {"sparse_blocks": 1, "moe_s": moe_s, "moe_c": moe_c}
+            sparse = {"sparse_blocks": 1, "moe_s": shared(moe_s), "moe_c": shared(moe_c)}
             return GmlpTextSpec(family="gmlp_text", **shape, hidden=24, **sparse)
         case "bert":
             return BertSpec(family="bert", **shape, heads=2, channel_hidden=32)

@@ -65,6 +65,14 @@ def test_an_expert_more_costs_its_weights_and_its_row_of_the_router():
     assert many.macs - few.macs == items * dim
 
 
+def test_a_shared_expert_costs_an_mlp_that_every_item_passes():
+    without, shared = (cost(model_spec({"name": "sparse_mlp_digits", "moe_c": {"shared": width}})) for width in (0, 20))
+    dim, items = 48, 32
+    mlp = 2 * dim * 20 + 20 + dim
+    assert shared.params - without.params == shared.params_active - without.params_active == mlp
+    assert shared.macs - without.macs == items * 2 * dim * 20
+
+
 def test_a_shared_layer_counts_its_weights_once_and_its_work_every_time():
     one, three = (cost(model_spec({"name": "widenet_b16", "depth": depth})) for depth in (1, 3))
     norms = 4 * 768  # two per block, each a weight and a bias

@@ -29,7 +29,7 @@ COUNTS = {
     "small_regularization": 8,
     "small_rates": 8,
     "small_deep": 16,
-    "small_choices": 26,
+    "small_choices": 29,
     "small_moco": 18,
     "small_moco_labels": 24,
     "digits_seeds": 10,

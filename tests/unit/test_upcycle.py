@@ -77,6 +77,16 @@ def test_a_gate_scale_is_said_to_differ_and_does(dense):
     assert (logits(model) - logits(dense[0])).abs().max() > 1e-3
 
 
+def test_a_shared_expert_is_said_to_differ_and_does(dense):
+    spec = sparse((4, 4), (4, 4))
+    spec = spec.model_copy(update={"moe_c": spec.moe_c.model_copy(update={"shared": 8})})
+    model = make(spec, seed=1)
+    coverage = load_into(model, spec, dense[1], upcycle=True)
+    assert not coverage.exact and "blocks.2.moe_c: a shared expert with new weights" in coverage.reason
+    assert "moe_s" not in coverage.reason
+    assert (logits(model) - logits(dense[0])).abs().max() > 1e-3
+
+
 def test_experts_that_choose_their_items_are_said_to_differ_and_do(dense):
     spec = sparse((4, 1), (0, 1))
     model = make(spec, seed=1)
