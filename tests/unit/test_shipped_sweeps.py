@@ -31,6 +31,7 @@ COUNTS = {
     "small_deep": 16,
     "small_choices": 29,
     "small_capacity": 21,
+    "small_patches": 7,
     "small_moco": 18,
     "small_moco_labels": 24,
     "digits_seeds": 10,
