@@ -91,6 +91,11 @@ class Shard:
         """Return the WebDataset key of the sample at `position` in the tar."""
         return self.keys[position].decode()
 
+    def chosen(self, keep: np.ndarray) -> "Shard":
+        """Return the tar with some of its samples. keep: [N] bool, which ones."""
+        columns = {name: getattr(self, name) for name in ("keys", "offsets", "sizes", "labels", "files")}
+        return replace(self, **{name: column[keep] for name, column in columns.items() if column is not None})
+
     def record(self) -> dict[str, Any]:
         """Return the tar's entry in index.json."""
         return {
@@ -151,18 +156,8 @@ class Index:
 
     def chosen(self, keep: np.ndarray) -> "Index":
         """Return an index of some of the samples, in the same order. keep: [samples] bool, which ones."""
-        shards = [
-            replace(
-                shard,
-                keys=shard.keys[kept],
-                offsets=shard.offsets[kept],
-                sizes=shard.sizes[kept],
-                labels=shard.labels[kept],
-                files=None if shard.files is None else shard.files[kept],
-            )
-            for shard, kept in zip(self.shards, np.split(keep, self._starts[1:-1]), strict=False)
-        ]
-        return replace(self, shards=shards)
+        shards = zip(self.shards, np.split(keep, self._starts[1:-1]), strict=False)
+        return replace(self, shards=[shard.chosen(kept) for shard, kept in shards])
 
     def record(self) -> dict[str, Any]:
         """Return the content of index.json."""
