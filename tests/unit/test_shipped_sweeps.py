@@ -23,7 +23,7 @@ COUNTS = {
     "cifar10_blocks": 16,
     "cifar10_moco": 6,
     "small_models": 42,
-    "small_half_rate": 20,
+    "small_half_rate": 25,
     "small_short": 12,
     "small_long": 15,
     "small_regularization": 8,
