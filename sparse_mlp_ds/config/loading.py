@@ -72,9 +72,9 @@ def changed_key(before: dict[str, Any], now: dict[str, Any], begun: Collection[s
             that has begun. None if every stage counts as begun.
 
     Returns one line on the first difference that could change a weight, `KEY was X and is now Y`; None if there is
-    none. A key that the version which wrote `before` did not have counts as what that version did.
+    none. A key that the version which wrote either of them did not have counts as what that version did.
     """
-    for key, was, is_now in differences(history.completed(before), now):
+    for key, was, is_now in differences(history.completed(before), history.completed(now)):
         section, _, rest = key.partition(".")
         in_stage = section == "stages"
         waits = in_stage and begun is not None and rest.partition(".")[0] not in begun

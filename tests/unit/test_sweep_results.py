@@ -170,6 +170,21 @@ def test_results_of_different_commits_recipes_images_and_data_are_marked(tmp_pat
     assert "is of a different recipe than seed 0: moe.noise was" in text_of(alone)
 
 
+def test_results_of_a_version_without_a_key_are_of_one_recipe(finished):
+    sweep, runs, folder = finished
+    Gathered(sweep, runs, folder).update(runs)
+    details = folder / "results.details.jsonl"
+    lines = [json.loads(line) for line in details.read_text().splitlines()]
+    for line in lines:
+        del line["recipe"]["stages"]["finetune"]["label_fraction"]
+    details.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for page in (
+        gather.page_of_file(folder / "results.jsonl"),
+        gather.page_of_file(folder / "results.jsonl", sweep, runs),
+    ):
+        assert "different recipe" not in text_of(page)
+
+
 def test_runs_that_start_from_weights_of_their_own_seed_have_one_recipe(tmp_path):
     start = "stages.finetune.init_from.path"
     sweep, runs = planned(tmp_path, variants={"sparse": {start: "runs/a_seed-{seed}"}, "mixer": {}}, seeds=[0, 1])
