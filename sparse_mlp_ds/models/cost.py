@@ -57,8 +57,9 @@ class _Active(nn.Module):
     def forward(self, x: Tensor, keys: Tensor | None) -> tuple[Tensor, MoEReport]:
         """x: [B, T, D] -> the same shape and an empty report."""
         self.router(x)
-        experts = [*self.experts, *([self.shared] if self.shared is not None else [])]
-        y = torch.stack([expert(x) for expert in experts]).sum(dim=0)
+        y = torch.stack([expert(x) for expert in self.experts]).sum(dim=0)
+        if self.shared is not None:
+            y = y + self.shared(x)
         return y, MoEReport(x.new_zeros(()), lambda: x.new_zeros(0))
 
 

@@ -1,6 +1,6 @@
 """One mixture-of-experts layer on one process: MoE(x) = sum_k G(x)_k E_k(x) (Sparse-MLP, eq. 1).
 
-A shared expert, if there is one, serves every item with weight 1 and is added (DeepSeekMoE, arXiv 2401.06066, eq. 9).
+A shared expert, if there is one, serves every item with weight 1 and is added (DeepSeekMoE, arXiv 2401.06066).
 
 `expert_parallel.ExpertParallelMoE` is the same layer with its experts spread over ranks.
 """
@@ -107,6 +107,10 @@ class MoELayer(nn.Module):
         evaluation: routing is then deterministic, and an image's result does not depend on its batch.
         Raises ValueError if, in training, B is not a multiple of `group_images`.
         """
+        y, report = self._forward_routed(x, keys)
+        return (y if self.shared is None else y + self.shared(x, keys)), report
+
+    def _forward_routed(self, x: Tensor, keys: Tensor | None) -> tuple[Tensor, stats.MoEReport]:
         choices = self.router(x, keys)
         if self.runs_all and keys is None:
             return self._forward_dense(x, choices)
@@ -115,8 +119,6 @@ class MoELayer(nn.Module):
 
         y = self._mix(x.flatten(0, 1), choices, routes, self._row_keys(x, routes, keys)).view_as(x)
 
-        if self.shared is not None:
-            y = y + self.shared(x, keys)
         balance = self._balance(choices, groups) if keys is not None else x.new_zeros(())
         expert_choice = self.routing.priority == "expert_choice"
         measure = lambda: stats.measure(choices, routes, expert_choice)  # noqa: E731
@@ -127,10 +129,7 @@ class MoELayer(nn.Module):
         y = dense.mix(x.flatten(0, 1), self.experts.values(), self._gates(choices, items))
         routes = lambda: self._routes(choices, None, x.shape[0], 1)  # noqa: E731
         measure = lambda: stats.measure(choices, routes(), self.routing.priority == "expert_choice")  # noqa: E731
-        y = y.unflatten(0, (-1, items))
-        if self.shared is not None:
-            y = y + self.shared(x, None)
-        return y, stats.MoEReport(x.new_zeros(()), measure)
+        return y.unflatten(0, (-1, items)), stats.MoEReport(x.new_zeros(()), measure)
 
     def run_experts(self, items: Tensor, routes: Routes, keys: Tensor | None) -> tuple[Tensor, Routes]:
         """Return what the experts make of the items [N, D], and the routes that got a slot: a row [D] for each.

@@ -1,4 +1,4 @@
-"""Training on a part of the labels: which samples a stage gets, and that its order, plan, sheet and refusals know."""
+"""Training on a part of the labels: which samples a stage gets, and that its order, batches, plan and refusals know."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sparse_mlp_ds.cli.contact_sheet import draw
 from sparse_mlp_ds.data.few_labels import labelled_part
 from sparse_mlp_ds.data.index import Index, Shard, join
 from sparse_mlp_ds.errors import UserError
@@ -104,22 +103,6 @@ def test_a_batch_beyond_the_part_is_refused(folder):
         job_of(folder, "stages.finetune.label_fraction=0.01")
     with pytest.raises(UserError, match="label_fraction"):
         job_of(folder, "stages.finetune.label_fraction=0")
-
-
-def test_the_sheet_shows_images_of_the_part_alone(folder):
-    job = job_of(folder, "stages.finetune.label_fraction=0.1")
-    places = {
-        key
-        for index in job.trained_on["finetune"]
-        for shard in index.shards
-        for key in map(shard.key, range(len(shard)))
-    }
-    order, index = job.order("finetune"), join(job.trained_on["finetune"])
-    first = [index.locate(int(sample)) for sample in order.batch_indices(0, 0, 4).samples]
-    assert {shard.key(place) for shard, place in first} <= places
-    here = draw(job.recipe, job.recipe.stages["finetune"], 4, 0)
-    whole = job_of(folder)
-    assert here.page.tobytes() != draw(whole.recipe, whole.recipe.stages["finetune"], 4, 0).page.tobytes()
 
 
 def test_batches_are_read_from_the_part(folder):

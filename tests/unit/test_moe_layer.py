@@ -23,24 +23,6 @@ def make(experts=EXPERTS, top_k=2, **routing):
     return layer
 
 
-@pytest.mark.parametrize("routing", [{}, {"priority": "expert_choice"}])
-def test_a_shared_expert_serves_every_item_with_weight_one(routing):
-    layer, (x, keys) = make(**routing), batch()
-    shared = Mlp(DIM, 5)
-    init_weights(shared, seed=3)
-    for dense in (False, True):  # the second as in a graph that is exported
-        for now in (keys, None):
-            layer.runs_all, layer.shared = dense, None
-            alone, report = layer(x, now)
-            layer.shared = shared
-            both, with_shared = layer(x, now)
-            torch.testing.assert_close(both, alone + shared(x))
-            assert torch.equal(report.balance, with_shared.balance)
-    assert {name for name, _ in layer.named_parameters() if "shared" in name} == {
-        f"shared.{part}" for part in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
-    }
-
-
 def batch(images=IMAGES, seed=0):
     x = torch.randn(images, ITEMS, DIM, generator=torch.Generator().manual_seed(seed))
     return x, rng.sample_keys(5, torch.arange(images), "test")
@@ -60,6 +42,24 @@ def route(layer, x, keys):
     gates = [[noisy[b][t].softmax(dim=0) for t in range(items)] for b in range(images)]
     ranked = [[gates[b][t].argsort(descending=True)[: layer.router.top_k] for t in range(items)] for b in range(images)]
     return logits, noisy, gates, ranked
+
+
+@pytest.mark.parametrize("routing", [{}, {"priority": "expert_choice"}])
+def test_a_shared_expert_serves_every_item_with_weight_one(routing):
+    layer, (x, keys) = make(**routing), batch()
+    shared = Mlp(DIM, 5)
+    init_weights(shared, seed=3)
+    for dense in (False, True):  # the second as in a graph that is exported
+        for now in (keys, None):
+            layer.runs_all, layer.shared = dense, None
+            alone, report = layer(x, now)
+            layer.shared = shared
+            both, with_shared = layer(x, now)
+            torch.testing.assert_close(both, alone + shared(x))
+            assert torch.equal(report.balance, with_shared.balance)
+    assert {name for name, _ in layer.named_parameters() if "shared" in name} == {
+        f"shared.{part}" for part in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
+    }
 
 
 @pytest.mark.parametrize("with_keys", [False, True], ids=["without keys", "with keys"])

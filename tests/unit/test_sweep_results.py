@@ -1,87 +1,30 @@
-"""What the results of a sweep say, in marks, tables and curves; and results that come from files of other machines."""
+"""What the results of a sweep say, in tables and curves; and results that come from files of other machines."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
 from sparse_mlp_ds.cli import main
 from sparse_mlp_ds.cli import sweep as sweep_command
 from sparse_mlp_ds.errors import UserError
-from sparse_mlp_ds.log import image_hits
 from sparse_mlp_ds.sweep import curves, gather, plan, plot, records, table
 from sparse_mlp_ds.sweep.execute import Execution
 from sparse_mlp_ds.sweep.gather import Gathered
+from tests.helpers.sweep_results import SWEEP, finish, finished, planned, tables
 
 REPOSITORY = Path(__file__).parents[2]
 KEYS = [
     *("sweep", "variant", "seed", "stage", "top1", "loss", "train_loss", "params", "params_active", "macs", "steps"),
     *("images", "seconds", "commit"),
 ]
-SWEEP = {
-    "name": "tried",
-    "recipe": "digits",
-    "seeds": [0, 1, 2],
-    "set": {"stages.pretrain": None, "stages.evaluate": None, "stages.finetune.kind": "supervised"},
-    "variants": {"sparse": {}, "mixer": {"model": {"name": "mixer_digits"}}},
-    "metrics": ["finetune.top1"],
-}
-RIGHT = {"sparse": [(0, 8), (0, 7), (0, 9)], "mixer": [(2, 8), (2, 7), (2, 9)]}
-"""Of each seed, the range of the ten held-out images that are classified correctly."""
 
 
-def planned(folder, **changes):
-    path = folder / "tried.yaml"
-    path.write_text(yaml.safe_dump(SWEEP | changes, sort_keys=False))
-    sweep = plan.load(str(path))
-    return sweep, plan.runs(sweep)
-
-
-def finish(folder, run, commit="a" * 40, data="d", images=600, dirty=False):
-    """Leave what a finished run of six steps of two epochs leaves; step 3 was taken twice."""
-    target = folder / run.name
-    target.mkdir(parents=True)
-    (target / "config.yaml").write_text(yaml.safe_dump(run.recipe.model_dump(mode="json")))
-    first, last = RIGHT[run.setting][run.seed]
-    marks = np.full(10, image_hits.WRONG)
-    marks[first:last] = image_hits.RIGHT
-    (target / "finetune.hits.json").write_text(json.dumps(image_hits.packed(marks, data)))
-    entry = {"name": "finetune", "steps": 6, "last_step": 6, "images": images, "seconds": 100.0 + run.seed}
-    entry["metrics"] = {"top1": (last - first) / 10, "loss": 1.25, "ece": 0.1}
-    (target / "summary.json").write_text(json.dumps({"stages": [entry]}))
-    layer = "moe/3.moe_c/"
-    routing = {f"{layer}load_cv": 0.5, f"{layer}dropped": 0.25, f"{layer}dead": 1, f"{layer}entropy": 0.75}
-    lines = []
-    for step, loss in ((1, 9.0), (3, 8.0), (3, 4.0), (4, 3.0), (6, 1.5)):
-        figures = {"stage": "finetune", "step": step, "epoch": step / 3, "loss": loss, "eta_seconds": 1.0}
-        lines.append(figures | (routing if run.setting == "sparse" else {}))
-    lines[2] |= {"val/top1": 0.5, "val/loss": 2.0}
-    lines.append({"stage": "finetune", "step": 6, "result/top1": 0.5})
-    (target / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines) + '{"stage": "fi')
-    start = {"git": {"commit": commit, "dirty": dirty}, "hosts": [{"device": "CPU"}]}
-    (target / "environment.json").write_text(json.dumps([start]))
-
-
-def tables(sweep, runs, folder):
-    """The tables as Markdown, of a results file that is up to date; pictures take longer to draw."""
-    done = [run for run in runs if (folder / run.name).exists()]
-    Gathered(sweep, runs, folder).update(done)
-    return table.markdown(gather.page_of_file(folder / "results.jsonl", sweep, runs))
-
-
-def text_of(page):
-    return "\n".join(page.remarks)
-
-
-@pytest.fixture
-def finished(tmp_path):
-    sweep, runs = planned(tmp_path)
-    for run in runs:
-        finish(tmp_path / "out", run)
-    return sweep, runs, tmp_path / "out"
+@pytest.fixture(name="finished")
+def _finished(tmp_path):
+    return finished(tmp_path)
 
 
 def test_results_are_one_line_for_each_stage_with_these_keys(finished):
@@ -133,69 +76,6 @@ def test_what_was_measured_is_called_images_or_sequences(finished):
     for recipe in ({"name": "without stages"}, None):  # as the file of another program may have it
         others = {key: one.model_copy(update={"recipe": recipe}) for key, one in page.records.details.items()}
         assert replace(page, records=replace(page.records, details=others)).samples == "images"
-
-
-def test_variants_that_cost_differently_say_so(finished):
-    sweep, runs, folder = finished
-    text = tables(sweep, runs, folder)
-    costs = {run.setting: gather.cost_of(run.recipe.spec).macs for run in runs}
-    share = f"{100 * (costs['mixer'] / costs['sparse'] - 1):+.1f} %"
-    assert f"M ({share})" in text.splitlines()[3] and f"MACs {share} |" in text
-    assert f"Not at equal cost: the MACs of mixer ({share}) differ from those of sparse." in text
-    equal, its_runs = planned(folder.parent, variants={"sparse": {}, "noise": {"moe.noise": 0}})
-    finish(folder.parent / "equal", its_runs[0])
-    assert "equal cost" not in tables(equal, its_runs, folder.parent / "equal")
-
-
-def test_results_of_different_commits_recipes_images_and_data_are_marked(tmp_path):
-    sweep, runs = planned(tmp_path, seeds=[0, 1])
-    for run, commit, data, images in zip(runs, "abaa", "dddx", (600, 500, 600, 600), strict=True):
-        finish(tmp_path / "out", run, commit * 40, data, images, dirty=commit == "b")
-    text = tables(sweep, runs, tmp_path / "out")
-    row = next(line for line in text.splitlines() if line.startswith("| mixer | finetune.top1 |"))
-    assert " .. -20.00 | - | 2 | " in row, "runs that were measured on different images have no interval over images"
-    assert "different number of images, different commits |" in row
-    assert f"{'b' * 12}-dirty: mixer seed 0" in text and "had changes that no commit has" in text
-    details = tmp_path / "out/results.details.jsonl"
-    lines = [json.loads(line) for line in details.read_text().splitlines()]
-    lines[1]["recipe"]["moe"]["noise"] = 7.0
-    assert (lines[1]["variant"], lines[1]["seed"]) in (("mixer", 0), ("sparse", 1))
-    details.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    page = gather.page_of_file(tmp_path / "out/results.jsonl", sweep, runs)
-    name = f"{lines[1]['variant']}_seed-{lines[1]['seed']}"
-    assert (
-        f"{name} is of a different recipe than sweep tried has now: moe.noise was 7.0 and is now 1.0." in page.remarks
-    )
-    alone = gather.page_of_file(tmp_path / "out/results.jsonl")
-    assert "is of a different recipe than seed 0: moe.noise was" in text_of(alone)
-
-
-def test_results_of_a_version_without_a_key_are_of_one_recipe(finished):
-    sweep, runs, folder = finished
-    Gathered(sweep, runs, folder).update(runs)
-    details = folder / "results.details.jsonl"
-    lines = [json.loads(line) for line in details.read_text().splitlines()]
-    for line in lines:
-        del line["recipe"]["stages"]["finetune"]["label_fraction"]
-    details.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for page in (
-        gather.page_of_file(folder / "results.jsonl"),
-        gather.page_of_file(folder / "results.jsonl", sweep, runs),
-    ):
-        assert "different recipe" not in text_of(page)
-
-
-def test_runs_that_start_from_weights_of_their_own_seed_have_one_recipe(tmp_path):
-    start = "stages.finetune.init_from.path"
-    sweep, runs = planned(tmp_path, variants={"sparse": {start: "runs/a_seed-{seed}"}, "mixer": {}}, seeds=[0, 1])
-    for run in runs:
-        finish(tmp_path / "out", run)
-    tables(sweep, runs, tmp_path / "out")
-    assert "different recipe" not in text_of(gather.page_of_file(tmp_path / "out/results.jsonl"))
-    details = tmp_path / "out/results.details.jsonl"
-    details.write_text(details.read_text().replace("runs/a_seed-1", "runs/a_seed-0"))
-    remarks = text_of(gather.page_of_file(tmp_path / "out/results.jsonl"))
-    assert f"sparse: seed 1 is of a different recipe than seed 0: {start} was" in remarks
 
 
 def test_a_committed_file_gives_the_figures_of_the_page(tmp_path, capsys):
