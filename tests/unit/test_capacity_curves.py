@@ -33,7 +33,7 @@ def test_every_capacity_is_measured_once(tmp_path, data, monkeypatch):
 
 
 def test_the_committed_file_has_three_seeds_and_their_mean():
-    lines = (REPOSITORY / "docs/results/small_capacity.jsonl").read_text().splitlines()
+    lines = (REPOSITORY / "docs/results/capacity_inference.jsonl").read_text().splitlines()
     own = [one for one in map(json.loads, lines) if capacity.setting(one) == "plus" and one["priority"] == "importance"]
     assert {one["model"][-1] for one in own} == {"0", "1", "2"}
     means = capacity.mean_by_factor([one for one in own if one["factor"]])

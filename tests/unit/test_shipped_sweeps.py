@@ -31,6 +31,7 @@ COUNTS = {
     "small_deep": 16,
     "small_choices": 29,
     "small_capacity": 21,
+    "small_widths": 14,
     "small_patches": 15,
     "small_patches_long": 12,
     "small_moco": 18,
