@@ -32,6 +32,7 @@ COUNTS = {
     "small_choices": 29,
     "small_capacity": 21,
     "small_widths": 14,
+    "small_upcycled": 9,
     "small_patches": 15,
     "small_patches_long": 12,
     "small_moco": 18,
