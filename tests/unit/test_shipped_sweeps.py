@@ -35,6 +35,7 @@ COUNTS = {
     "small_upcycled": 9,
     "small_patches": 15,
     "small_patches_long": 12,
+    "small_moco_rates": 8,
     "small_moco": 18,
     "small_moco_labels": 24,
     "digits_seeds": 10,
