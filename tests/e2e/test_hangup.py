@@ -32,6 +32,8 @@ class Terminal:
         self.text, self.family = "", {}
         self.process, self._terminal = pty.fork()
         if self.process == 0:
+            for ignored in (signal.SIGHUP, signal.SIGINT):  # by whoever runs the tests under nohup
+                signal.signal(ignored, signal.SIG_DFL)
             os.chdir(folder)
             os.environ["PYTHONPATH"] = str(REPOSITORY)
             os.execvp(command[0], command)

@@ -13,6 +13,8 @@ import yaml
 REPOSITORY = Path(__file__).parents[2]
 DEEPSPEED = Path(sys.executable).with_name("deepspeed")
 MOE = str(REPOSITORY / "ds_configs/moe.json")
+LIMIT = ("--set", "train.timeout_seconds=120")
+"""Makes a run that hangs say where, before the test gives it up."""
 
 
 def small_recipe(folder: Path, epochs: int = 1) -> str:
@@ -34,7 +36,7 @@ class Launch:
         command = [DEEPSPEED, "--num_gpus", str(ranks), "--master_port", str(_port()), script]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*map(str, command), *arguments],
+                [*map(str, command), *LIMIT, *arguments],
                 cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                 env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
             )  # fmt: skip
