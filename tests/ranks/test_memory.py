@@ -175,8 +175,8 @@ def zero(stage: int, **more):
 
 # ranks, recipe, DeepSpeed JSON, images per step, micro-batches, ep_size
 CASES = {
-    "moco, experts on two ranks, ZeRO-2": (2, MOCO, zero(2), 32, 1, 2),
-    "moco over the step, ZeRO-1": (1, MOCO, zero(1), 32, 2, 1),
+    "moco, experts on two ranks, ZeRO-2": (2, MOCO, zero(2), 16, 1, 2),
+    "moco over the step, ZeRO-1": (1, MOCO, zero(1), 16, 2, 1),
     "supervised, no ZeRO": (1, MIXER, {}, 16, 1, 1),
     "supervised, ZeRO-2 with offload": (1, MIXER, zero(2, **OFFLOAD), 16, 1, 1),
     "masked modelling, experts on two ranks, ZeRO-2": (2, MLM, zero(2), 32, 1, 2),
@@ -203,4 +203,4 @@ def test_the_estimate_is_what_steps_take(world, made, ds, images, accumulation, 
 @pytest.mark.timeout(1200)
 def test_the_estimate_of_a_large_step_is_what_it_takes():
     """In float32: a processor without bf16 arithmetic takes more than a quarter of an hour for the same in bf16."""
-    _hold(1, LARGE, zero(2), 32, 1, 1, 2**30)
+    _hold(1, LARGE, zero(2), 16, 1, 1, 2**30)
