@@ -13,8 +13,8 @@ import yaml
 REPOSITORY = Path(__file__).parents[2]
 DEEPSPEED = Path(sys.executable).with_name("deepspeed")
 MOE = str(REPOSITORY / "ds_configs/moe.json")
-LIMIT = ("--set", "train.timeout_seconds=120")
-"""Makes a run that hangs say where, before the test gives it up."""
+LIMIT = ("--set", "train.timeout_seconds=90")
+"""Makes a run that hangs say where, before `Launch.wait` or `wait_until` gives it up."""
 
 
 def small_recipe(folder: Path, epochs: int = 1) -> str:
