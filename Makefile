@@ -16,7 +16,7 @@ BIN   := $(abspath $(VENV))/bin
 READY := $(VENV)/.ready
 RUN   := PATH="$(BIN):$$PATH"
 
-.PHONY: demo demo-text docs lint test test-all test-kubernetes test-references
+.PHONY: demo demo-text docs lint test test-all test-images test-kubernetes test-references test-shared
 
 demo: $(READY)
 	$(BIN)/sparse-mlp-ds shards make digits data/digits
@@ -41,8 +41,16 @@ test: $(READY)
 	$(RUN) python -m pytest -m "not long" tests/cluster
 
 test-all: $(READY)
+	$(MAKE) --jobs=2 test-images test-shared
+	$(RUN) python -m pytest --ignore $(IMAGES) tests/cluster
+
+test-shared: $(READY)
 	$(RUN) python -m pytest $(SHARED)
-	$(RUN) python -m pytest tests/cluster
+
+# Building images is the disk's work for minutes, which leaves the cores to other tests; what it prints comes at its end.
+IMAGES := tests/cluster/test_images.py
+test-images: $(READY)
+	@printed=$$(mktemp); code=0; $(RUN) python -m pytest $(IMAGES) >$$printed 2>&1 || code=$$?; cat $$printed; rm $$printed; exit $$code
 
 # A warning, such as a link that leads nowhere, is an error.
 docs: .venv-docs/.ready

@@ -27,7 +27,7 @@ COMPILERS = ("cc", "c++", "gcc", "g++", "clang", "nvcc", "make")
 SECRET = 'a "quoted" \\ key #1'
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def built(tmp_path_factory):
     with Images(tmp_path_factory.mktemp("images")) as store:
         with ThreadPoolExecutor() as both:
