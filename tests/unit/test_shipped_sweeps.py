@@ -44,7 +44,7 @@ COUNTS = {
     "text_mnli": 30,
     "mlm_blocks": 42,
     "mlm_long": 12,
-    "mlm_16_epochs": 9,
+    "mlm_16_epochs": 15,
     "sst2_speeches": 12,
 }
 PARAMETERS = {  # sweep -> millions of each run, without the head
