@@ -3,6 +3,8 @@
 # make lint      style, format and types
 # make test      most tests, in about ten minutes; lists at the end what it left out
 # make test-all  every test that this machine can run, several hosts, Slurm, MPI and images included
+# make test-images  the part of test-all that builds container images and uses them; as root, with buildah
+# make test-shared  the part of test-all that needs neither images nor several hosts
 # make docs      the docs as a site in site/, in an environment of its own (Python 3.11 or newer)
 # make test-kubernetes  the manifests for Kubernetes against its schemas, in an environment of its own
 # make test-references  our code beside flax, optax, timm and torchmetrics, in an environment of its own
@@ -47,7 +49,8 @@ test-all: $(READY)
 test-shared: $(READY)
 	$(RUN) python -m pytest $(SHARED)
 
-# Building images is the disk's work for minutes, which leaves the cores to other tests; what it prints comes at its end.
+# Building images waits for the disk much of the time, which leaves the cores to other tests. What is printed comes at the
+# end, so that it does not mix with what they print.
 IMAGES := tests/cluster/test_images.py
 test-images: $(READY)
 	@printed=$$(mktemp); code=0; $(RUN) python -m pytest $(IMAGES) >$$printed 2>&1 || code=$$?; cat $$printed; rm $$printed; exit $$code
