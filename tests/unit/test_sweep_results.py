@@ -91,6 +91,15 @@ def test_a_committed_file_gives_the_figures_of_the_page(tmp_path, capsys):
     assert all(list(json.loads(line)) == KEYS for line in path.read_text().splitlines())
 
 
+def test_a_file_of_language_models_shows_perplexities(tmp_path, capsys):
+    """As the sweep itself does, whose name is not given here; a loss would be 3.2."""
+    path = REPOSITORY / "docs/results/mlm_16_epochs.jsonl"
+    args = main._parser().parse_args(["sweep", "--table", str(path), "--out", str(tmp_path)])
+    args.run(args)
+    text = capsys.readouterr().out
+    assert "| mlm.perplexity |" in text.splitlines()[0] and "| 24." in text and "loss" not in text.splitlines()[0]
+
+
 def test_a_sweep_goes_on_from_results_of_a_different_machine(finished, tmp_path):
     sweep, runs, folder = finished
     Gathered(sweep, runs, folder).update(runs[:4])
