@@ -205,7 +205,7 @@ def page_of_file(
 
 
 def _metrics(known: Records) -> tuple[str, ...]:
-    """Return the metrics of a table of these results: the accuracy or perplexity of each stage, the last stage first."""
+    """Return the metrics of a table of these results: accuracy or perplexity of each stage, the last stage first."""
     found: dict[str, str] = {}
     for result in reversed(known.results.values()):
         for name in ("top1", "knn_top1", "perplexity", "loss"):
