@@ -25,7 +25,7 @@ class Point:
     sweep: str
     setting: str
     images: int
-    """Images, or rows of text, that the stage was trained on."""
+    """Images, or rows of text, that the run was trained on in all of its stages; those of evaluations do not count."""
     difference: Difference
 
 
@@ -64,13 +64,12 @@ def read(paths: list[Path], settings: list[str] | None = None) -> tuple[str, lis
     if len(firsts) > 1:
         raise UserError(f"{paths[0]}: the files compare with {', '.join(sorted(firsts))}; give those of one comparison")
     (metric,) = metrics
-    stage = metric.partition(".")[0]
     points = []
     for page in pages:
         for one in page.differences:
             if one.metric == metric and (settings is None or one.setting in settings):
                 seed = next(iter(one.difference.by_seed))
-                trained = page.records.results[one.setting, seed, stage].images
+                trained = sum(stage.images for stage in page.records.of((one.setting, seed)).values() if stage.steps)
                 points.append(Point(page.about.name, one.setting, trained, one.difference))
     if not points:
         raise UserError(f"{paths[0]}: no setting to compare; give --settings of runs that have a pair with a same seed")

@@ -205,10 +205,10 @@ def page_of_file(
 
 
 def _metrics(known: Records) -> tuple[str, ...]:
-    """Return the metrics of a table of these results: accuracy or perplexity of each stage, the last stage first."""
+    """Return the metrics of a table of these results: the main one of each stage, the last stage first."""
     found: dict[str, str] = {}
     for result in reversed(known.results.values()):
-        for name in ("top1", "knn_top1", "perplexity", "loss"):
+        for name in ("top1", "knn_top1", "f1", "perplexity", "loss"):
             if known.value(result.run, f"{result.stage}.{name}") is not None:
                 found.setdefault(result.stage, f"{result.stage}.{name}")
     return tuple(found.values()) or (f"{next(iter(known.results.values())).stage}.top1",)

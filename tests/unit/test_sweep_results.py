@@ -98,6 +98,13 @@ def test_a_file_of_language_models_shows_perplexities(tmp_path, capsys):
     args.run(args)
     text = capsys.readouterr().out
     assert "| mlm.perplexity |" in text.splitlines()[0] and "| 24." in text and "loss" not in text.splitlines()[0]
+    known = records.read(path)
+    for details in known.details.values():  # as they are after answering questions on text
+        for stage in details.stages.values():
+            stage.metrics["f1"] = stage.metrics.pop("perplexity") / 100
+    records.write(tmp_path / "answers.jsonl", known)
+    about = gather.page_of_file(tmp_path / "answers.jsonl").about
+    assert about.metrics == ("perplexity.f1", "mlm.f1")
 
 
 def test_a_sweep_goes_on_from_results_of_a_different_machine(finished, tmp_path):

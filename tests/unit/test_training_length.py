@@ -46,6 +46,18 @@ def test_differences_are_those_of_the_sweeps_in_order_of_length(files):
     assert {point.setting for point in training_length.read(files, ["wide"])[1]} == {"wide"}
 
 
+def test_what_an_evaluation_reads_is_not_trained_on(tmp_path):
+    lines = []
+    for variant, top1 in (("dense", 0.5), ("sparse", 0.6)):
+        lines += [
+            result(variant, 0, top1, 400),
+            result(variant, 0, top1, 70, stage="evaluate", steps=0, sweep="of_400"),
+        ]
+    (tmp_path / "both.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    metric, points = training_length.read([tmp_path / "both.jsonl"])
+    assert metric == "evaluate.top1" and [point.images for point in points] == [400]
+
+
 def test_they_are_printed_and_drawn(files, tmp_path, monkeypatch, capsys):
     call(monkeypatch, *files, "--settings", "sparse", "--plot", tmp_path / "plot.svg")
     out = capsys.readouterr().out
