@@ -63,8 +63,26 @@ def test_they_are_printed_and_drawn(files, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "+2.00" in out and "-0.48 .. +4.48" in out and "wide" not in out
     drawn = (tmp_path / "plot.svg").read_text()
-    for text in ("sparse", "supervised.top1, points", "difference to the first setting", "0.0004 M"):
+    for text in ("sparse over dense, 1e-05 M MACs", "supervised.top1, points", "difference between", "0.0004 M"):
         assert text in drawn
+
+
+def test_a_pair_is_compared_wherever_a_file_has_both(files, tmp_path):
+    lines = []
+    for seed in (0, 1):
+        lines += [result("small", seed, 0.3, 200), result("dense", seed, 0.5, 200)]
+        lines += [result("sparse", seed, 0.54, 200, macs=20), result("sparse_small", seed, 0.31, 200, macs=2)]
+    (tmp_path / "200.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    files = [*files, tmp_path / "200.jsonl"]
+    _, points = training_length.read(files, ["sparse:dense", "sparse_small:small"])
+    found = [(p.setting, p.base, p.macs, p.images, round(p.difference.mean, 6)) for p in points]
+    assert found == [
+        ("sparse_small", "small", 2, 200, 0.01),
+        ("sparse", "dense", 10, 100, 0.01),
+        ("sparse", "dense", 10, 400, 0.02),
+        ("sparse", "dense", 20, 200, 0.04),  # a larger model of the same name has a line of its own
+    ]
+    assert len({point.line for point in points}) == 3
 
 
 @pytest.mark.parametrize(
@@ -73,6 +91,7 @@ def test_they_are_printed_and_drawn(files, tmp_path, monkeypatch, capsys):
         (lambda folder: folder / "none.jsonl", "none.jsonl: No such file"),
         (lambda folder: folder / "text.jsonl", "give those of one metric"),
         (lambda folder: folder / "other.jsonl", "the files compare with dense, other; give"),
+        (lambda folder: "--settings=sparse:mixer", "give --settings of runs that have a pair"),
         (lambda folder: f"--plot={folder}/none/plot.svg", "none/plot.svg: its folder is not there; make it"),
         (lambda folder: "--settings=mixer", "give --settings of runs that have a pair"),
     ],
