@@ -33,6 +33,8 @@ class Point:
     """Multiply-accumulates of the setting, for one image or row of text."""
     images: int
     """Images, or rows of text, that the run was trained on in all of its stages; those of evaluations do not count."""
+    samples: str
+    """What they are: `images` or `sequences`."""
     difference: Difference
 
     @property
@@ -110,12 +112,12 @@ def _points(page: Page, settings: list[str] | None = None) -> Iterator[Point]:
             seed = next(iter(one.difference.by_seed))
             trained = sum(stage.images for stage in page.records.of((one.setting, seed)).values() if stage.steps)
             base = page.rows[0].setting
-            yield Point(page.about.name, one.setting, base, macs[one.setting], trained, one.difference)
+            yield Point(page.about.name, one.setting, base, macs[one.setting], trained, page.samples, one.difference)
 
 
 def _table(points: list[Point], scale: int) -> Table:
-    of_one = ("difference", "95 % over seeds", "95 % over images", "seeds")
-    table = Table("setting", "against", "MACs", "sweep", "images", *of_one)
+    of_one = ("difference", "95 % over seeds", f"95 % over {points[0].samples}", "seeds")
+    table = Table("setting", "against", "MACs", "sweep", points[0].samples, *of_one)
     for point in points:
         both = (_text(one, scale) for one in (point.difference.over_seeds, point.difference.over_images))
         mean, seeds = f"{scale * point.difference.mean:+.2f}", str(len(point.difference.by_seed))
@@ -158,9 +160,9 @@ def draw(metric: str, points: list[Point], scale: int) -> Any:
     axes.set_xticks([], minor=True)
     axes.axhline(0, color="#222222", linewidth=0.8)
     axes.margins(x=0.15)
-    unit = "points" if scale == 100 else "same unit"
+    unit, samples = "points" if scale == 100 else "same unit", points[0].samples
     axes.set_ylabel(f"{metric}, {unit}:\ndifference between settings")
-    axes.set_xlabel("images trained on\nthick: 95 % over seeds, thin: over images, dots: seeds")
+    axes.set_xlabel(f"{samples} trained on\nthick: 95 % over seeds, thin: over {samples}, dots: seeds")
     axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.3)
     return figure

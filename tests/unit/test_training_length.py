@@ -58,6 +58,15 @@ def test_what_an_evaluation_reads_is_not_trained_on(tmp_path):
     assert metric == "evaluate.top1" and [point.images for point in points] == [400]
 
 
+def test_rows_of_text_are_called_so(tmp_path, monkeypatch, capsys):
+    from tests.helpers.launcher import REPOSITORY
+
+    call(monkeypatch, REPOSITORY / "docs/results/mlm_16_epochs.jsonl", "--plot", tmp_path / "plot.svg")
+    out = capsys.readouterr().out
+    assert "sequences" in out and "images" not in out and "348,160" in out
+    assert "sequences trained on" in (tmp_path / "plot.svg").read_text()
+
+
 def test_they_are_printed_and_drawn(files, tmp_path, monkeypatch, capsys):
     call(monkeypatch, *files, "--settings", "sparse", "--plot", tmp_path / "plot.svg")
     out = capsys.readouterr().out
