@@ -78,7 +78,7 @@ def read(paths: list[Path], settings: list[str] | None = None) -> tuple[str, lis
             compares all settings with the first ones.
 
     Raises UserError if a file is damaged, or if the files differ in their first metric, or in their first setting where
-    something is compared with it, or have nothing to compare.
+    something is compared with it, or have nothing to compare, or if one of the settings is in none of them.
     """
     pages = [gather.page_of_file(path) for path in paths]
     metrics = {page.about.metrics[0] for page in pages}
@@ -99,6 +99,10 @@ def read(paths: list[Path], settings: list[str] | None = None) -> tuple[str, lis
         for name, base in pairs:
             if base and known >= {name, base}:
                 points += _points(gather.page_of_file(path, chosen=[base, name]))
+    for name, base in pairs:
+        if not any(point.setting == name and base in ("", point.base) for point in points):
+            wanted = f"{name} and {base}" if base else f"{name} and its first setting"
+            raise UserError(f"--settings {name}{base and ':'}{base}: no file has {wanted} with a same seed")
     if not points:
         raise UserError(f"{paths[0]}: no setting to compare; give --settings of runs that have a pair with a same seed")
     return metrics.pop(), sorted(points, key=lambda point: (*point.line, point.images))

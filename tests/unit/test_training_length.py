@@ -94,15 +94,25 @@ def test_a_pair_is_compared_wherever_a_file_has_both(files, tmp_path):
     assert len({point.line for point in points}) == 3
 
 
+def test_one_setting_that_is_not_there_is_not_passed_over(files, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        call(monkeypatch, *files, "--settings", "sparse:dense", "spares:dense")
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert end.value.code == 2 and "--settings spares:dense: no file has spares and dense" in line
+
+
 @pytest.mark.parametrize(
     "wrong, said",
     [
         (lambda folder: folder / "none.jsonl", "none.jsonl: No such file"),
         (lambda folder: folder / "text.jsonl", "give those of one metric"),
         (lambda folder: folder / "other.jsonl", "the files compare with dense, other; give"),
-        (lambda folder: "--settings=sparse:mixer", "give --settings of runs that have a pair"),
+        (lambda folder: "--settings=sparse:mixer", "--settings sparse:mixer: no file has sparse and mixer with a same"),
         (lambda folder: f"--plot={folder}/none/plot.svg", "none/plot.svg: its folder is not there; make it"),
-        (lambda folder: "--settings=mixer", "give --settings of runs that have a pair"),
+        (
+            lambda folder: "--settings=mixer",
+            "--settings mixer: no file has mixer and its first setting with a same seed",
+        ),
     ],
 )
 def test_bad_input_is_one_line(files, tmp_path, monkeypatch, capsys, wrong, said):
